@@ -1,0 +1,39 @@
+"""What to read and how to turn it into a batch: one frozen dataclass."""
+
+import dataclasses
+from typing import Literal
+
+Filter = Literal["nearest", "box", "bilinear", "bicubic", "lanczos"]
+Crop = Literal["random", "center", "none"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """A source and its image transforms, applied in the order of the fields."""
+
+  source: str = "photos"
+  """photos, digits, fashion-mnist, folder:PATH, arrayrecord:PATH, tfds:NAME, webdataset:PATH."""
+  split: str = "train"
+  """train, test, or what the source calls its parts."""
+  channels: Literal[1, 3] = 3
+  """Colour (3) or grey (1); pictures are converted."""
+  resize: int | None = None
+  """Length in pixels that the shorter side is resized to; None: as stored."""
+  filter: Filter = "bicubic"
+  """Resampling filter of `resize`."""
+  antialias: bool = True
+  """Widen the filter when shrinking, as Pillow does."""
+  crop: Crop = "none"
+  """Where the square of `size` pixels is cut from."""
+  size: int | None = None
+  """Side in pixels of the square crop; None: the whole picture (all must be of one size)."""
+  flip: bool = False
+  """Mirror left to right with probability one half."""
+  repeat: int = 1
+  """Views of a record in one epoch: a large photograph holds many different crops."""
+  shuffle: bool = True
+  """Global shuffle from the recipe's seed, anew every epoch."""
+  threads: int = 4
+  """Threads that read and decode; 0 reads in the calling thread."""
+  prefetch: int = 4
+  """Batches made ahead of the step."""

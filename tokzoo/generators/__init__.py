@@ -1,0 +1,1 @@
+"""Generators: models of tokens; one file per published system."""

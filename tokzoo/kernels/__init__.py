@@ -1,0 +1,1 @@
+"""Kernels: a plain jax.numpy reference each, and faster forms beside it."""

@@ -1,0 +1,1 @@
+"""Metrics: states that merge over batches and hosts."""

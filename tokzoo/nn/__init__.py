@@ -1,0 +1,1 @@
+"""Layers that at least three systems share with the same equations."""

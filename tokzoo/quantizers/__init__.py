@@ -1,0 +1,1 @@
+"""Quantizers: latents to codes. One family a file; the contract is `tokzoo.contract.Quantizer`."""

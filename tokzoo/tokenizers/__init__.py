@@ -1,0 +1,1 @@
+"""Tokenizers, by modality; one file per published system."""

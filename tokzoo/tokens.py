@@ -1,0 +1,311 @@
+"""Tokens: what every tokenizer encodes to, and the one file format they are kept in.
+
+Axis letters of the project, in signatures, comments and tests alike:
+
+  B batch · T time or frames · H W rows, columns · C channels · N points or nodes ·
+  L tokens · D features · K codebook entries · Q parallel codebooks or residual levels ·
+  m bits of a binary token · w 32-bit words · E electrodes · P patches
+
+A token is one of three things, and `Tokens` holds exactly one of them:
+
+  ids     int32[B, L] or int32[B, L, Q], in [0, vocab)
+  packed  uint32[B, L, ceil(bits / 32)], a binary token of `bits` bits (see bit_packing)
+  values  float32[B, L, D], a continuous token
+
+The file format is safetensors with a header in its metadata: format and version, layout,
+the system and the weights that made the tokens, and a digest over header and arrays.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, UInt32
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as _to_safetensors
+
+from tokzoo.errors import TokzooError
+from tokzoo.files import write_atomic
+from tokzoo.kernels.bit_packing import pack_bits, unpack_bits
+
+FORMAT = "tokzoo-tokens"
+VERSION = 1
+_KINDS = ("ids", "packed", "values")
+
+
+@struct.dataclass
+class Origin:
+  """Which tokenizer made the tokens.
+
+  system:   slug of the system, e.g. "instella-t2i"
+  weights:  fingerprint of its variables (`tokzoo.weights.fingerprint`)
+  """
+
+  system: str = struct.field(pytree_node=False)
+  weights: str = struct.field(pytree_node=False)
+
+  def __str__(self) -> str:
+    return f"{self.system}@{self.weights[:12]}"
+
+
+@struct.dataclass
+class Tokens:
+  """Tokens of a batch. Exactly one of `ids`, `packed` and `values` is set.
+
+  ids:     int32[B, L] or int32[B, L, Q], in [0, vocab)
+  packed:  uint32[B, L, ceil(bits / 32)]
+  values:  float32[B, L, D]
+  mask:    bool[B, L], True where a token is kept (adaptive lengths, padding); None: all
+  vocab:   number of codes per id, static
+  bits:    bits per binary token, static
+  grid:    the shape that L unfolds to, static: (L,) for a 1D tokenizer
+  origin:  which tokenizer made them, static; None inside a jitted training step
+  """
+
+  ids: Int[Array, "B L"] | Int[Array, "B L Q"] | None = None
+  packed: UInt32[Array, "B L w"] | None = None
+  values: Float[Array, "B L D"] | None = None
+  mask: Bool[Array, "B L"] | None = None
+  vocab: int | None = struct.field(pytree_node=False, default=None)
+  bits: int | None = struct.field(pytree_node=False, default=None)
+  grid: tuple[int, ...] | None = struct.field(pytree_node=False, default=None)
+  origin: Origin | None = struct.field(pytree_node=False, default=None)
+
+  @classmethod
+  def from_ids(cls, ids: Array, vocab: int, **fields: Any) -> "Tokens":
+    """Discrete tokens: `int[B, L]` or `int[B, L, Q]`."""
+    grid = fields.pop("grid", (ids.shape[1],))
+    return cls(ids=jnp.asarray(ids, jnp.int32), vocab=vocab, grid=grid, **fields)
+
+  @classmethod
+  def from_bits(cls, bits: Array, **fields: Any) -> "Tokens":
+    """Binary tokens from `[B, L, m]` of zeros and ones (bool, integer or float)."""
+    grid = fields.pop("grid", (bits.shape[1],))
+    return cls(packed=pack_bits(bits), bits=bits.shape[-1], grid=grid, **fields)
+
+  @classmethod
+  def from_values(cls, values: Array, **fields: Any) -> "Tokens":
+    """Continuous tokens: `float[B, L, D]`."""
+    grid = fields.pop("grid", (values.shape[1],))
+    return cls(values=jnp.asarray(values, jnp.float32), grid=grid, **fields)
+
+  @property
+  def kind(self) -> str:
+    """ "ids", "packed" or "values"."""
+    present = [kind for kind in _KINDS if getattr(self, kind) is not None]
+    if len(present) != 1:
+      raise TokzooError(
+        f"tokens hold exactly one of {', '.join(_KINDS)}; these hold {present or 'none'}."
+      )
+    return present[0]
+
+  @property
+  def array(self) -> Array:
+    """The one array that is set."""
+    return getattr(self, self.kind)
+
+  @property
+  def batch(self) -> int:
+    """B."""
+    return self.array.shape[0]
+
+  @property
+  def length(self) -> int:
+    """L."""
+    return self.array.shape[1]
+
+  @property
+  def bits_per_token(self) -> float:
+    """Bits that one token of this layout costs when stored without entropy coding."""
+    match self.kind:
+      case "packed":
+        return float(self.bits)
+      case "ids":
+        levels = self.ids.shape[2] if self.ids.ndim == 3 else 1
+        return levels * float(np.log2(self.vocab))
+      case _:
+        return 32.0 * self.values.shape[-1]
+
+  def unpacked(self) -> Bool[Array, "B L m"]:
+    """The bits of binary tokens.
+
+    Raises:
+      TokzooError: the tokens are not binary.
+    """
+    if self.packed is None:
+      raise TokzooError(f"binary tokens were expected; these hold {self.kind}.")
+    return unpack_bits(self.packed, self.bits)
+
+  def check(self) -> "Tokens":
+    """Returns the tokens if shapes, dtypes, ranges and masks agree with the layout.
+
+    Reads the arrays, so it is for the boundary (files, the command line), not for jit.
+
+    Raises:
+      TokzooError: the first thing that does not agree.
+    """
+    array = np.asarray(self.array)
+    shape = array.shape
+    if self.kind == "ids":
+      if array.dtype != np.int32 or array.ndim not in (2, 3):
+        raise TokzooError(
+          f"ids are int32[B, L] or int32[B, L, Q]; these are {array.dtype}{list(shape)}."
+        )
+      if self.vocab is None or self.vocab < 1:
+        raise TokzooError(f"ids need a vocabulary size of at least 1; it is {self.vocab}.")
+      if array.size and (array.min() < 0 or array.max() >= self.vocab):
+        bad = int(array.min() if array.min() < 0 else array.max())
+        raise TokzooError(
+          f"id {bad} is out of range: this tokenizer has the ids 0 to {self.vocab - 1}."
+        )
+    elif self.kind == "packed":
+      words = -(-(self.bits or 0) // 32)
+      if array.dtype != np.uint32 or array.ndim != 3 or shape[-1] != words or not words:
+        raise TokzooError(
+          f"binary tokens of {self.bits} bits are uint32[B, L, {words}]; "
+          f"these are {array.dtype}{list(shape)}."
+        )
+      spare = words * 32 - self.bits
+      if spare and array.size and (array[..., -1] >> np.uint32(32 - spare)).any():
+        raise TokzooError(
+          f"a bit above the {self.bits} bits of a token is set: the tokens are corrupt, "
+          "or were packed with another number of bits."
+        )
+    elif array.dtype != np.float32 or array.ndim != 3 or not np.isfinite(array).all():
+      raise TokzooError(
+        f"continuous tokens are finite float32[B, L, D]; these are {array.dtype}"
+        f"{list(shape)}{'' if np.isfinite(array).all() else ' with NaN or infinity'}."
+      )
+    if self.mask is not None and (
+      self.mask.shape != shape[:2] or self.mask.dtype != np.bool_
+    ):
+      raise TokzooError(
+        f"the mask is bool{list(shape[:2])}; this one is {self.mask.dtype}"
+        f"{list(self.mask.shape)}."
+      )
+    if self.grid is not None and int(np.prod(self.grid)) != shape[1]:
+      raise TokzooError(
+        f"{shape[1]} tokens cannot unfold to the grid {self.grid}: "
+        f"it has {int(np.prod(self.grid))} places."
+      )
+    return self
+
+  def require_origin(self, expected: Origin) -> "Tokens":
+    """Returns the tokens if `expected` made them.
+
+    Raises:
+      TokzooError: another tokenizer made them, or it is not known which.
+    """
+    if self.origin != expected:
+      came = str(self.origin) if self.origin else "an unknown tokenizer"
+      raise TokzooError(
+        f"these tokens were made by {came}, but {expected} was to read them: "
+        "load the tokenizer that made them, or encode the data again with this one."
+      )
+    return self
+
+
+def save_tokens(
+  path: str | Path, tokens: Tokens, extra: dict[str, str] | None = None
+) -> None:
+  """Writes tokens with a self-describing header, whole or not at all.
+
+  Args:
+    path: where to, usually `*.tok`.
+    tokens: concrete tokens; they must know their origin.
+    extra: further header fields, e.g. the size of the picture they came from.
+
+  Raises:
+    TokzooError: tokens that are not sound, lack an origin, or a path that is not writable.
+  """
+  tokens.check()
+  if tokens.origin is None:
+    raise TokzooError(
+      "tokens of an unknown tokenizer cannot be saved: nobody could decode them. "
+      "Encode with tokzoo.load(...), which stamps them, or set Tokens.origin."
+    )
+  arrays = {tokens.kind: np.ascontiguousarray(tokens.array)}
+  if tokens.mask is not None:
+    arrays["mask"] = np.ascontiguousarray(tokens.mask)
+  header = {
+    "format": FORMAT,
+    "version": str(VERSION),
+    "system": tokens.origin.system,
+    "weights": tokens.origin.weights,
+    "layout": json.dumps(
+      {"kind": tokens.kind, "vocab": tokens.vocab, "bits": tokens.bits, "grid": tokens.grid}
+    ),
+    "extra": json.dumps(extra or {}, sort_keys=True),
+  }
+  header["digest"] = _digest(header, arrays)
+  write_atomic(path, _to_safetensors(arrays, header))
+
+
+def load_tokens(
+  path: str | Path, expected: Origin | None = None
+) -> tuple[Tokens, dict[str, str]]:
+  """Reads what `save_tokens` wrote: the tokens and the extra header fields.
+
+  Args:
+    path: the file.
+    expected: the tokenizer that is to read them; tokens of another one are refused.
+
+  Raises:
+    TokzooError: no such file, not a token file, a newer version, a file that is cut short
+      or changed, or the tokens of another tokenizer.
+  """
+  path = Path(path)
+  if not path.is_file():
+    raise TokzooError(f"no token file at {path}: check the path.")
+  try:
+    with safe_open(path, "np") as file:
+      header = file.metadata() or {}
+      arrays = {name: file.get_tensor(name) for name in file.keys()}
+  except (SafetensorError, OSError, ValueError) as error:
+    raise TokzooError(
+      f"{path} is not a whole token file ({error}): it was cut short, changed, or is "
+      "something else; encode the data again."
+    ) from error
+  if header.get("format") != FORMAT:
+    raise TokzooError(
+      f"{path} is a safetensors file but holds no tokens (format "
+      f"{header.get('format')!r}, expected {FORMAT!r}): name a file written by tokzoo encode."
+    )
+  if int(header["version"]) > VERSION:
+    raise TokzooError(
+      f"{path} has token format {header['version']}, this tokzoo reads up to {VERSION}: "
+      "upgrade tokzoo."
+    )
+  if header.get("digest") != _digest(header, arrays):
+    raise TokzooError(
+      f"{path} is damaged: its digest does not agree with what it holds; encode the data again."
+    )
+  layout = json.loads(header["layout"])
+  kind = layout["kind"]
+  tokens = Tokens(
+    **{kind: arrays[kind]},
+    mask=arrays.get("mask"),
+    vocab=layout["vocab"],
+    bits=layout["bits"],
+    grid=tuple(layout["grid"]) if layout["grid"] else None,
+    origin=Origin(header["system"], header["weights"]),
+  ).check()
+  if expected is not None:
+    tokens.require_origin(expected)
+  return jax.tree.map(jnp.asarray, tokens), json.loads(header["extra"])
+
+
+def _digest(header: dict[str, str], arrays: dict[str, np.ndarray]) -> str:
+  """SHA-256 over every header field but the digest itself, and every array with its layout."""
+  told = {key: value for key, value in header.items() if key != "digest"}
+  state = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+  for name in sorted(arrays):
+    array = np.ascontiguousarray(arrays[name])
+    state.update(f"{name} {array.dtype.str} {array.shape}".encode())
+    state.update(array.tobytes())
+  return state.hexdigest()

@@ -1,0 +1,1 @@
+"""Weights: reading published files, and tables that map them to our parameters and back."""
