@@ -75,7 +75,10 @@ class Quantizer(Protocol):
   """
 
   def __call__(
-    self, z: Float[Array, "B L D"], mask: Bool[Array, "B L"] | None = None, train: bool = False
+    self,
+    z: Float[Array, "B L D"],
+    mask: Bool[Array, "B L"] | None = None,
+    train: bool = False,
   ) -> Quantized: ...
 
   def ids_to_codes(self, ids: Array) -> Float[Array, "B L D"]: ...
@@ -136,7 +139,9 @@ class Task(Protocol):
     """One scalar per player. Pure; the mean over the (global) batch."""
     ...
 
-  def evaluate(self, variables: Variables, batch: Batch, rng: PRNGKeyArray) -> dict[str, Any]:
+  def evaluate(
+    self, variables: Variables, batch: Batch, rng: PRNGKeyArray
+  ) -> dict[str, Any]:
     """Mergeable metric states (`tokzoo.metrics`) of one batch. Rows with `valid` False
     must not count. Pure."""
     ...

@@ -157,7 +157,9 @@ class Tokens:
           f"ids are int32[B, L] or int32[B, L, Q]; these are {array.dtype}{list(shape)}."
         )
       if self.vocab is None or self.vocab < 1:
-        raise TokzooError(f"ids need a vocabulary size of at least 1; it is {self.vocab}.")
+        raise TokzooError(
+          f"ids need a vocabulary size of at least 1; it is {self.vocab}."
+        )
       if array.size and (array.min() < 0 or array.max() >= self.vocab):
         bad = int(array.min() if array.min() < 0 else array.max())
         raise TokzooError(
@@ -238,7 +240,12 @@ def save_tokens(
     "system": tokens.origin.system,
     "weights": tokens.origin.weights,
     "layout": json.dumps(
-      {"kind": tokens.kind, "vocab": tokens.vocab, "bits": tokens.bits, "grid": tokens.grid}
+      {
+        "kind": tokens.kind,
+        "vocab": tokens.vocab,
+        "bits": tokens.bits,
+        "grid": tokens.grid,
+      }
     ),
     "extra": json.dumps(extra or {}, sort_keys=True),
   }
