@@ -272,7 +272,8 @@ def load_tokens(
   try:
     with safe_open(path, "np") as file:
       header = file.metadata() or {}
-      arrays = {name: file.get_tensor(name) for name in file.keys()}
+      # safe_open cannot be iterated, only asked for its keys.
+      arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
   except (SafetensorError, OSError, ValueError) as error:
     raise TokzooError(
       f"{path} is not a whole token file ({error}): it was cut short, changed, or is "

@@ -1,1 +1,31 @@
 """Weights: reading published files, and tables that map them to our parameters and back."""
+
+from tokzoo.weights.files import read_safetensors, read_state, write_safetensors
+from tokzoo.weights.table import (
+  CONV2D,
+  KEEP,
+  LINEAR,
+  Row,
+  Rule,
+  Table,
+  Transform,
+  fingerprint,
+  flatten,
+  unflatten,
+)
+
+__all__ = [
+  "CONV2D",
+  "KEEP",
+  "LINEAR",
+  "Row",
+  "Rule",
+  "Table",
+  "Transform",
+  "fingerprint",
+  "flatten",
+  "read_safetensors",
+  "read_state",
+  "unflatten",
+  "write_safetensors",
+]

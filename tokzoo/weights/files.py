@@ -1,0 +1,120 @@
+"""Reading and writing weight files.
+
+safetensors is read without torch. The pickles that most of the field publishes (.pt, .pth,
+.bin, .ckpt) are read only through torch's weights-only loader, which refuses everything but
+tensors and plain containers: nothing that was downloaded is ever unpickled.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as _to_safetensors
+
+from tokzoo.errors import TokzooError, missing_extra
+from tokzoo.files import write_atomic
+
+_PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+
+
+def read_state(path: str | Path, under: str | None = None) -> dict[str, np.ndarray]:
+  """Reads the authors' weights as key -> array.
+
+  Args:
+    path: `.safetensors`, or a torch file (extra `torch`).
+    under: the entry of a torch file that holds the weights, e.g. "module" or "state_dict".
+
+  Raises:
+    TokzooError: no such file, an unknown ending, a file that is damaged or no weight file,
+      a pickle that holds more than tensors, or no entry `under`.
+  """
+  path = Path(path)
+  if not path.is_file():
+    raise TokzooError(f"no weight file at {path}: check the path.")
+  if path.suffix == ".safetensors":
+    return read_safetensors(path)[0]
+  if path.suffix in _PICKLES:
+    return _read_torch(path, under)
+  raise TokzooError(
+    f"{path.name} has the ending {path.suffix!r}; weights are read from .safetensors, "
+    f"{', '.join(_PICKLES)}."
+  )
+
+
+def read_safetensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+  """The arrays and the metadata of a safetensors file.
+
+  Raises:
+    TokzooError: no such file, or not a whole safetensors file (a pickle is named as such).
+  """
+  path = Path(path)
+  if not path.is_file():
+    raise TokzooError(f"no weight file at {path}: check the path.")
+  try:
+    with safe_open(path, "np") as file:
+      return {
+        name: file.get_tensor(name) for name in file.keys()
+      }, file.metadata() or {}  # noqa: SIM118 (safe_open cannot be iterated)
+  except (SafetensorError, OSError, ValueError, TypeError) as error:
+    if _is_pickle(path):
+      raise TokzooError(
+        f"{path} is a pickle, not safetensors: it is not opened under this name. If it is a "
+        "torch file that you trust, give it its ending (.pt) and install tokzoo[torch]."
+      ) from error
+    raise TokzooError(
+      f"{path} is not a whole safetensors file ({error}): fetch or write it again."
+    ) from error
+
+
+def write_safetensors(
+  path: str | Path, arrays: Mapping[str, Any], metadata: Mapping[str, str] | None = None
+) -> None:
+  """Writes arrays and metadata, whole or not at all.
+
+  Raises:
+    TokzooError: the path cannot be written.
+  """
+  plain = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+  write_atomic(path, _to_safetensors(plain, dict(metadata or {})))
+
+
+def _is_pickle(path: Path) -> bool:
+  """Whether a file begins like a torch archive (a zip) or a bare pickle."""
+  with open(path, "rb") as file:
+    start = file.read(4)
+  return start == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] <= b"\x05")
+
+
+def _read_torch(path: Path, under: str | None) -> dict[str, np.ndarray]:
+  try:
+    import torch
+  except ImportError as error:
+    raise missing_extra("torch", "torch", f"reading {path.name}") from error
+  try:
+    loaded = torch.load(path, map_location="cpu", weights_only=True)
+  except Exception as error:  # torch raises many kinds; each means the file is refused
+    first_line = str(error).strip().splitlines()[0]
+    raise TokzooError(
+      f"torch's weights-only loader refuses {path} ({first_line}): the file is damaged, or "
+      "holds more than tensors; ask its authors for safetensors."
+    ) from error
+  if under is not None:
+    if not isinstance(loaded, Mapping) or under not in loaded:
+      keys = list(loaded)[:6] if isinstance(loaded, Mapping) else type(loaded).__name__
+      raise TokzooError(f"{path} has no entry {under!r}; it holds {keys}.")
+    loaded = loaded[under]
+  if not isinstance(loaded, Mapping):
+    raise TokzooError(f"{path} holds a {type(loaded).__name__}, not weights by name.")
+  state = {}
+  for key, value in loaded.items():
+    if not isinstance(value, torch.Tensor):
+      raise TokzooError(
+        f"{path} holds {key!r}, a {type(value).__name__} instead of a tensor: "
+        "name the entry that holds the weights (module, state_dict, model, ...)."
+      )
+    # NumPy has no bfloat16 of its own; float32 holds every bfloat16 exactly.
+    value = value.detach()
+    state[key] = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+  return state
