@@ -1,9 +1,12 @@
-"""Writing a file whole or not at all, and naming what it holds by its hash."""
+"""Files: written whole or not at all, named by their hash, and safetensors read safely."""
 
 import hashlib
 import os
 import tempfile
 from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from tokzoo.errors import TokzooError
 
@@ -45,3 +48,41 @@ def sha256_of(path: str | Path) -> str:
   """The SHA-256 of a file, as 64 hexadecimal digits."""
   with open(path, "rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_safetensors(
+  path: str | Path, kind: str
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+  """The arrays and the metadata of a safetensors file.
+
+  Args:
+    path: the file.
+    kind: what it should be, as a noun for the error: "weight file", "token file".
+
+  Raises:
+    TokzooError: no such file, or not a whole safetensors file (a pickle is named as such).
+  """
+  path = Path(path)
+  if not path.is_file():
+    raise TokzooError(f"no {kind} at {path}: check the path.")
+  try:
+    with safe_open(path, "np") as file:
+      arrays = {name: file.get_tensor(name) for name in file.keys()}
+      return arrays, file.metadata() or {}
+  except (SafetensorError, OSError, ValueError, TypeError) as error:
+    if _is_pickle(path):
+      raise TokzooError(
+        f"{path} is a pickle, not a safetensors {kind}: it is not opened. If it is a torch "
+        "file that you trust, give it its ending (.pt) and install tokzoo[torch]."
+      ) from error
+    raise TokzooError(
+      f"{path} is not a whole {kind} ({error}): it was cut short, changed, or is something "
+      "else; fetch or write it again."
+    ) from error
+
+
+def _is_pickle(path: Path) -> bool:
+  """Whether a file begins like a torch archive (a zip) or a bare pickle."""
+  with open(path, "rb") as file:
+    start = file.read(4)
+  return start == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] <= b"\x05")

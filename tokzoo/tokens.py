@@ -26,11 +26,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, UInt32
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as _to_safetensors
 
 from tokzoo.errors import TokzooError
-from tokzoo.files import write_atomic
+from tokzoo.files import read_safetensors, write_atomic
 from tokzoo.kernels.bit_packing import pack_bits, unpack_bits
 
 FORMAT = "tokzoo-tokens"
@@ -266,19 +265,7 @@ def load_tokens(
     TokzooError: no such file, not a token file, a newer version, a file that is cut short
       or changed, or the tokens of another tokenizer.
   """
-  path = Path(path)
-  if not path.is_file():
-    raise TokzooError(f"no token file at {path}: check the path.")
-  try:
-    with safe_open(path, "np") as file:
-      header = file.metadata() or {}
-      # safe_open cannot be iterated, only asked for its keys.
-      arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-  except (SafetensorError, OSError, ValueError) as error:
-    raise TokzooError(
-      f"{path} is not a whole token file ({error}): it was cut short, changed, or is "
-      "something else; encode the data again."
-    ) from error
+  arrays, header = read_safetensors(path, "token file")
   if header.get("format") != FORMAT:
     raise TokzooError(
       f"{path} is a safetensors file but holds no tokens (format "

@@ -1,6 +1,6 @@
 """Weights: reading published files, and tables that map them to our parameters and back."""
 
-from tokzoo.weights.files import read_safetensors, read_state, write_safetensors
+from tokzoo.weights.files import read_state, write_safetensors
 from tokzoo.weights.table import (
   CONV2D,
   KEEP,
@@ -24,7 +24,6 @@ __all__ = [
   "Transform",
   "fingerprint",
   "flatten",
-  "read_safetensors",
   "read_state",
   "unflatten",
   "write_safetensors",

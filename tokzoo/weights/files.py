@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as _to_safetensors
 
 from tokzoo.errors import TokzooError, missing_extra
-from tokzoo.files import write_atomic
+from tokzoo.files import read_safetensors, write_atomic
 
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 
@@ -34,38 +33,13 @@ def read_state(path: str | Path, under: str | None = None) -> dict[str, np.ndarr
   if not path.is_file():
     raise TokzooError(f"no weight file at {path}: check the path.")
   if path.suffix == ".safetensors":
-    return read_safetensors(path)[0]
+    return read_safetensors(path, "weight file")[0]
   if path.suffix in _PICKLES:
     return _read_torch(path, under)
   raise TokzooError(
     f"{path.name} has the ending {path.suffix!r}; weights are read from .safetensors, "
     f"{', '.join(_PICKLES)}."
   )
-
-
-def read_safetensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-  """The arrays and the metadata of a safetensors file.
-
-  Raises:
-    TokzooError: no such file, or not a whole safetensors file (a pickle is named as such).
-  """
-  path = Path(path)
-  if not path.is_file():
-    raise TokzooError(f"no weight file at {path}: check the path.")
-  try:
-    with safe_open(path, "np") as file:
-      return {
-        name: file.get_tensor(name) for name in file.keys()
-      }, file.metadata() or {}  # noqa: SIM118 (safe_open cannot be iterated)
-  except (SafetensorError, OSError, ValueError, TypeError) as error:
-    if _is_pickle(path):
-      raise TokzooError(
-        f"{path} is a pickle, not safetensors: it is not opened under this name. If it is a "
-        "torch file that you trust, give it its ending (.pt) and install tokzoo[torch]."
-      ) from error
-    raise TokzooError(
-      f"{path} is not a whole safetensors file ({error}): fetch or write it again."
-    ) from error
 
 
 def write_safetensors(
@@ -78,13 +52,6 @@ def write_safetensors(
   """
   plain = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
   write_atomic(path, _to_safetensors(plain, dict(metadata or {})))
-
-
-def _is_pickle(path: Path) -> bool:
-  """Whether a file begins like a torch archive (a zip) or a bare pickle."""
-  with open(path, "rb") as file:
-    start = file.read(4)
-  return start == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] <= b"\x05")
 
 
 def _read_torch(path: Path, under: str | None) -> dict[str, np.ndarray]:
