@@ -15,6 +15,8 @@ class DataConfig:
   """photos, digits, fashion-mnist, folder:PATH, arrayrecord:PATH, tfds:NAME, webdataset:PATH."""
   split: str = "train"
   """train, test, or what the source calls its parts."""
+  skip_bad: bool = False
+  """Leave out files that cannot be decoded, naming them in a warning; all are read to know."""
   channels: Literal[1, 3] = 3
   """Colour (3) or grey (1); pictures are converted."""
   resize: int | None = None

@@ -1,0 +1,202 @@
+"""What every source is: random access to pictures, each with a name and perhaps a class.
+
+A record is a dict of
+
+  image  uint8[H, W, C], C is 1 (grey) or 3 (RGB), as stored
+  label  int32[], in [0, len(classes)); only where the source has classes
+  key    str, names the record in messages: a path, a member of a tar, an index
+
+A source is an object, not a generator: `source[i]` may be called from many threads, in any
+order, and always returns the same record.
+"""
+
+import dataclasses
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from tokzoo.errors import TokzooError
+
+Record = dict[str, Any]
+"""One picture: `image`, `key` and, where there are classes, `label`."""
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+"""File names that are taken for pictures, in lower case."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceInfo:
+  """What is known about a source beside its records.
+
+  name:         as in `DataConfig.source`
+  split:        the part that is open
+  description:  one sentence
+  licence:      of the pictures
+  version:      of the package or file that they come from
+  classes:      class names in the order of their labels; empty: no labels
+  """
+
+  name: str
+  split: str
+  description: str
+  licence: str = "unknown"
+  version: str = "unknown"
+  classes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+  """A record before decoding: the bytes of an image file, as they were stored."""
+
+  data: bytes
+  key: str
+  label: int | None = None
+
+
+class Source:
+  """Random access to pictures. A subclass sets `info` and defines `__len__` and `encoded`."""
+
+  info: SourceInfo
+
+  def __len__(self) -> int:
+    raise TypeError(f"{type(self).__name__} does not define its length")
+
+  def encoded(self, index: int) -> Encoded:
+    """The record as the bytes of an image file, e.g. to copy it without loss.
+
+    Raises:
+      TokzooError: it cannot be read.
+    """
+    raise TypeError(f"{type(self).__name__} does not define its records")
+
+  def __getitem__(self, index: int) -> Record:
+    """The record.
+
+    Raises:
+      TokzooError: it cannot be read or decoded; the sentence names it.
+    """
+    item = self.encoded(index)
+    return as_record(decode_image(item.data, item.key), item.key, item.label)
+
+
+class ArraySource(Source):
+  """A source whose pictures are small and lie in memory.
+
+  Args:
+    info: about the source.
+    images: uint8[N, H, W, C].
+    labels: int[N].
+  """
+
+  def __init__(self, info: SourceInfo, images: np.ndarray, labels: np.ndarray):
+    self.info = info
+    self._images = images
+    self._labels = labels
+
+  def __len__(self) -> int:
+    return len(self._images)
+
+  def encoded(self, index: int) -> Encoded:
+    image = self._images[index]
+    file = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, "PNG")
+    return Encoded(file.getvalue(), self._key(index), int(self._labels[index]))
+
+  def __getitem__(self, index: int) -> Record:
+    return as_record(self._images[index], self._key(index), int(self._labels[index]))
+
+  def _key(self, index: int) -> str:
+    return f"{self.info.name}/{self.info.split}/{index}"
+
+
+def as_record(image: np.ndarray, key: str, label: int | None) -> Record:
+  """A record of its parts."""
+  record: Record = {"image": image, "key": key}
+  if label is not None:
+    record["label"] = np.int32(label)
+  return record
+
+
+def decode_image(data: bytes, key: str) -> np.ndarray:
+  """Decodes the bytes of an image file; of an animation, the first frame.
+
+  The camera's orientation tag is applied. Transparent pixels are laid over white. Of 16 bits
+  the nearest of 256 levels is kept.
+
+  Args:
+    data: the whole file.
+    key: names the file in the message.
+
+  Returns:
+    uint8[H, W, C], C is 1 or 3.
+
+  Raises:
+    TokzooError: not an image, cut short, or of a kind without a fixed range.
+  """
+  try:
+    with Image.open(io.BytesIO(data)) as picture:
+      picture.load()
+      return _as_array(ImageOps.exif_transpose(picture))
+  except UnidentifiedImageError:
+    reason = "it is empty" if not data else "it is not an image that Pillow knows"
+  # Pillow's decoders raise all of these on damaged files.
+  except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+    reason = str(error) or type(error).__name__
+  except Image.DecompressionBombError as error:
+    reason = str(error)
+  raise TokzooError(
+    f"cannot decode {key}: {reason}; remove or replace it, or set data.skip_bad."
+  )
+
+
+def _as_array(picture: Image.Image) -> np.ndarray:
+  """uint8[H, W, C] of a decoded picture of any mode."""
+  if picture.mode.startswith("I;16"):
+    levels = np.asarray(picture).astype(np.float32) / 257
+    return np.rint(levels).astype(np.uint8)[..., None]
+  if picture.mode in ("I", "F"):
+    raise ValueError(f"its pixels (mode {picture.mode}) have no fixed range")
+  if picture.has_transparency_data:
+    picture = picture.convert("RGBA")
+    ground = Image.new("RGBA", picture.size, "white")
+    picture = Image.alpha_composite(ground, picture)
+  if picture.mode in ("1", "L", "LA"):
+    return np.asarray(picture.convert("L"))[..., None]
+  return np.asarray(picture.convert("RGB"))
+
+
+def require_split(info_name: str, split: str, known: Sequence[str]) -> None:
+  """Raises a TokzooError unless `split` is one of `known`."""
+  if split not in known:
+    raise TokzooError(
+      f"{info_name} has no split {split!r}: set data.split to {' or '.join(known)}."
+    )
+
+
+def split_folder(path: Path, kind: str, split: str) -> Path:
+  """Where the files of a split lie: in `path/split` if `path` has parts, else in `path`.
+
+  A folder has parts when it holds a folder called `train`. One without parts is all
+  training data, so that nobody evaluates on what was trained on by mistake.
+
+  Raises:
+    TokzooError: the path is missing, or has no such split.
+  """
+  if not path.exists():
+    raise TokzooError(f"no such file or folder: {path}; check the path after {kind}:")
+  if (path / "train").is_dir():
+    parts = sorted(
+      part.name for part in path.iterdir() if part.is_dir() and part.name[0] != "."
+    )
+    require_split(f"{kind}:{path}", split, parts)
+    return path / split
+  if split != "train":
+    raise TokzooError(
+      f"{kind}:{path} has no split {split!r}, only train: to have parts, put the files "
+      f"into {path}/train and {path}/{split}."
+    )
+  return path

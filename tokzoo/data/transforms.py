@@ -1,0 +1,182 @@
+"""From a record to a training example: every step exactly specified, in this order.
+
+  channels   1: ITU-R 601-2 luma as Pillow's mode L; 3: grey repeated
+  resize     the shorter side to `resize` pixels, the longer by the same factor, rounded to
+             the nearest pixel, half up; Pillow's filters on bytes
+  crop       a square of `size` pixels: `random`, uniform over all places; `center`, at
+             ((H - size) // 2, (W - size) // 2)
+  flip       left to right, with probability one half
+  range      float32, x / 127.5 - 1: 0 becomes -1 and 255 becomes 1
+
+With `antialias` the filter widens with the shrinking factor, which is what Pillow does. Without
+it the filter keeps the width that it has for enlarging and skips pixels when shrinking, as
+TensorFlow's and PyTorch's resize of arrays do unless told otherwise.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+from tokzoo.data.config import DataConfig
+from tokzoo.data.sources.base import Record
+from tokzoo.errors import TokzooError
+
+_PILLOW = {
+  "nearest": Image.Resampling.NEAREST,
+  "box": Image.Resampling.BOX,
+  "bilinear": Image.Resampling.BILINEAR,
+  "bicubic": Image.Resampling.BICUBIC,
+  "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+def require_sizes(config: DataConfig) -> None:
+  """Raises a TokzooError if the sizes of a config do not go together."""
+  for name in ("resize", "size"):
+    value = getattr(config, name)
+    if value is not None and value < 1:
+      raise TokzooError(f"data.{name} is {value} pixels: it must be at least 1.")
+  if config.crop != "none" and config.size is None:
+    raise TokzooError(
+      f"data.crop is {config.crop!r} but data.size is not set: set it to the side of the "
+      "crop in pixels."
+    )
+  if config.resize and config.size and config.resize < config.size:
+    raise TokzooError(
+      f"data.resize {config.resize} is less than data.size {config.size}: a crop of "
+      f"{config.size} pixels needs a shorter side of at least {config.size}."
+    )
+
+
+def fixed_part(config: DataConfig, record: Record) -> Record:
+  """Channels and resize: what is the same for every view of a record.
+
+  Args:
+    config: the transforms.
+    record: `image` uint8[H, W, C] and the rest.
+
+  Returns:
+    The record with `image` uint8[H', W', config.channels].
+  """
+  image = to_channels(record["image"], config.channels)
+  if config.resize is not None:
+    image = resize_shorter(image, config.resize, config.filter, config.antialias)
+  return {**record, "image": image}
+
+
+def random_part(
+  config: DataConfig, record: Record, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+  """Crop, flip and range: one view of a record.
+
+  Args:
+    config: the transforms.
+    record: what `fixed_part` returned.
+    rng: of this view alone; drawn from in the order top, left, flip.
+
+  Returns:
+    `image` float32[size, size, C] in [-1, 1] and, where there are classes, `label` int32[].
+
+  Raises:
+    TokzooError: the picture is smaller than the crop, or is not of the size without one.
+  """
+  image = record["image"]
+  height, width = image.shape[:2]
+  size = config.size
+  if size is not None and config.crop == "none" and (height, width) != (size, size):
+    raise TokzooError(
+      f"{record['key']} is {height} x {width} pixels, not {size} x {size}: set data.crop "
+      "to center or random."
+    )
+  if size is not None and config.crop != "none":
+    if min(height, width) < size:
+      raise TokzooError(
+        f"{record['key']} is {height} x {width} pixels, too small for a crop of {size}: "
+        f"set data.resize to {size} or more."
+      )
+    if config.crop == "random":
+      top = int(rng.integers(height - size + 1))
+      left = int(rng.integers(width - size + 1))
+    else:
+      top, left = (height - size) // 2, (width - size) // 2
+    image = image[top : top + size, left : left + size]
+  if config.flip and rng.random() < 0.5:
+    image = image[:, ::-1]
+  example = {"image": to_float(image)}
+  if "label" in record:
+    example["label"] = record["label"]
+  return example
+
+
+def to_float(image: np.ndarray) -> np.ndarray:
+  """Bytes to float32 in [-1, 1]: x / 127.5 - 1."""
+  return image.astype(np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
+  """uint8[H, W, 1 or 3] as colour (3 channels) or grey (1)."""
+  if image.shape[-1] == channels:
+    return image
+  if channels == 3:
+    return np.repeat(image, 3, axis=-1)
+  return np.asarray(Image.fromarray(image).convert("L"))[..., None]
+
+
+def resize_shorter(
+  image: np.ndarray, shorter: int, filter: str, antialias: bool = True
+) -> np.ndarray:
+  """Resizes so that the shorter side has `shorter` pixels.
+
+  Args:
+    image: uint8[H, W, C].
+    shorter: pixels.
+    filter: nearest, box, bilinear, bicubic (a = -0.5) or lanczos (3 lobes).
+    antialias: widen the filter when shrinking.
+
+  Returns:
+    uint8[H', W', C] with min(H', W') = shorter.
+  """
+  height, width = image.shape[:2]
+  short = min(height, width)
+  if short == shorter:
+    return image
+  rows, columns = (
+    (2 * side * shorter + short) // (2 * short) for side in (height, width)
+  )
+  if antialias or filter == "nearest":
+    pixels = image[..., 0] if image.shape[-1] == 1 else image
+    resized = Image.fromarray(pixels).resize((columns, rows), _PILLOW[filter])
+    return np.asarray(resized).reshape(rows, columns, image.shape[-1])
+  down = _weights(height, rows, filter)
+  across = _weights(width, columns, filter)
+  resized = np.einsum("hH,wW,HWc->hwc", down, across, image, optimize=True)
+  return np.rint(np.clip(resized, 0, 255)).astype(np.uint8)
+
+
+# Filter -> half its width in pixels and its value at distance x.
+_KERNELS: dict[str, tuple[float, Callable[[np.ndarray], np.ndarray]]] = {
+  "box": (0.5, lambda x: ((x > -0.5) & (x <= 0.5)).astype(np.float64)),
+  "bilinear": (1, lambda x: np.maximum(0, 1 - np.abs(x))),
+  "bicubic": (
+    2,
+    lambda x: np.where(
+      np.abs(x) < 1,
+      1.5 * np.abs(x) ** 3 - 2.5 * x**2 + 1,
+      np.where(
+        np.abs(x) < 2, -0.5 * np.abs(x) ** 3 + 2.5 * x**2 - 4 * np.abs(x) + 2, 0
+      ),
+    ),
+  ),
+  "lanczos": (3, lambda x: np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0)),
+}
+
+
+def _weights(size: int, new_size: int, filter: str) -> np.ndarray:
+  """float64[new_size, size]: how much of each pixel goes into each new one, unwidened."""
+  support, kernel = _KERNELS[filter]
+  centers = (np.arange(new_size) + 0.5) * (size / new_size) - 0.5
+  distances = np.arange(size) - centers[:, None]
+  weights = np.where(np.abs(distances) <= support, kernel(distances), 0)
+  # At the border the part of the filter that has no pixel is left out, as in Pillow.
+  return weights / weights.sum(axis=1, keepdims=True)
