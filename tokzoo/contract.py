@@ -44,12 +44,14 @@ class Output:
   tokens:          the tokens of the input
   losses:          named, unweighted scalars (commitment loss, code loss, ...)
   stats:           named arrays that sum over batches
+  features:        intermediate activations that a loss reads, by name
   """
 
   reconstruction: Array
   tokens: Tokens
   losses: dict[str, Float[Array, ""]] = struct.field(default_factory=dict)
   stats: dict[str, Array] = struct.field(default_factory=dict)
+  features: dict[str, Array] = struct.field(default_factory=dict)
 
 
 @runtime_checkable

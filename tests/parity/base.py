@@ -1,0 +1,102 @@
+"""What a fixture comparison is, and how a computed tensor is held against the authors'."""
+
+import dataclasses
+import importlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from tokzoo.errors import TokzooError, unknown
+from tokzoo.files import read_safetensors
+
+Tensors = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ids:
+  """Computed indices or bits: equal to the letter except where `tied`."""
+
+  values: np.ndarray
+  tied: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """How one kind of fixture is computed, and how close it must come.
+
+  compute:    (config, tensors) -> every out/, grad/ and after/ tensor by its name
+  tolerance:  rtol and atol: 1e-4 for whole models, 1e-5 for layers
+  """
+
+  compute: Callable[[dict, Tensors], Mapping[str, np.ndarray | Ids]]
+  tolerance: float = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One tensor of a fixture."""
+
+  name: str
+  shape: tuple[int, ...]
+  error: float
+  tolerance: float
+  passed: bool
+  note: str = ""
+
+
+def comparisons() -> dict[str, Comparison]:
+  """All comparisons, by kind. One file a system; a kind has one comparison."""
+  found: dict[str, Comparison] = {}
+  for file in sorted(Path(__file__).parent.glob("*.py")):
+    if file.stem in ("base", "run") or file.stem.startswith(("test_", "__")):
+      continue
+    module = importlib.import_module(f"tests.parity.{file.stem}")
+    for kind, comparison in module.COMPARISONS.items():
+      if kind in found:
+        raise TokzooError(f"the fixture kind {kind!r} has two comparisons.")
+      found[kind] = comparison
+  return found
+
+
+def compare(path: Path) -> list[Row]:
+  """Runs the comparison of one fixture."""
+  tensors, metadata = read_safetensors(path, "fixture")
+  known = comparisons()
+  kind = metadata.get("kind", "")
+  if kind not in known:
+    raise unknown("fixture kind", kind, known)
+  comparison = known[kind]
+  computed = comparison.compute(json.loads(metadata["config"]), tensors)
+  wanted = [n for n in tensors if n.split("/")[0] in ("out", "grad", "after")]
+  return [_row(name, tensors[name], computed.get(name), comparison) for name in wanted]
+
+
+def _row(name: str, expected: np.ndarray, got, comparison: Comparison) -> Row:
+  shape = tuple(expected.shape)
+  if got is None:
+    return Row(name, shape, float("inf"), comparison.tolerance, False, "not computed")
+  if isinstance(got, Ids):
+    values = np.asarray(got.values)
+    if values.shape != shape:
+      return Row(name, shape, float("inf"), 0.0, False, f"shape {values.shape}")
+    differ = values != expected
+    tied = (
+      np.zeros(shape, bool) if got.tied is None else np.broadcast_to(got.tied, shape)
+    )
+    wrong = int((differ & ~tied).sum())
+    note = f"{int((differ & tied).sum())} ties" if (differ & tied).any() else "exact"
+    return Row(name, shape, float(wrong), 0.0, wrong == 0, note)
+  values = np.asarray(got)
+  if values.shape != shape:
+    return Row(
+      name, shape, float("inf"), comparison.tolerance, False, f"shape {values.shape}"
+    )
+  error = float(np.max(np.abs(values - expected), initial=0.0))
+  tolerance = comparison.tolerance
+  # Gradients are small numbers: an absolute tolerance of their own size would pass zeros.
+  largest = float(np.max(np.abs(expected), initial=0.0))
+  atol = tolerance * min(1.0, largest) if name.startswith("grad/") else tolerance
+  close = np.allclose(values, expected, rtol=tolerance, atol=atol)
+  return Row(name, shape, error, atol, bool(close))

@@ -1,0 +1,58 @@
+"""Layers of today's transformers: heads, attention, feed-forward."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+def split_heads(x: Float[Array, "B L D"], head_dim: int) -> Float[Array, "B L H d"]:
+  """Cuts the features into heads of `head_dim`."""
+  return x.reshape(*x.shape[:-1], x.shape[-1] // head_dim, head_dim)
+
+
+def merge_heads(x: Float[Array, "B L H d"]) -> Float[Array, "B L D"]:
+  """The inverse of `split_heads`."""
+  return x.reshape(*x.shape[:-2], -1)
+
+
+def attend(
+  q: Float[Array, "B Q H d"],
+  k: Float[Array, "B K H d"],
+  v: Float[Array, "B K H d"],
+  mask: Bool[Array, "#B 1 #Q K"] | None = None,
+) -> Float[Array, "B Q H d"]:
+  """Softmax attention, scaled by 1/sqrt(d); True in `mask` lets a key be seen.
+
+  The softmax runs in float32. Every query must see at least one key.
+  """
+  return jax.nn.dot_product_attention(q, k, v, mask=mask)
+
+
+class GatedMLP(nn.Module):
+  """Wd(silu(Wg x) * Wu x), without biases (SwiGLU, arXiv 2002.05202)."""
+
+  hidden: int
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+    width = x.shape[-1]
+    gate = nn.Dense(self.hidden, use_bias=False, name="gate_proj")(x)
+    up = nn.Dense(self.hidden, use_bias=False, name="up_proj")(x)
+    return nn.Dense(width, use_bias=False, name="down_proj")(nn.silu(gate) * up)
+
+
+class MLP(nn.Module):
+  """Two linear layers with biases and the tanh form of GELU between."""
+
+  hidden: int
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+    x_hidden = nn.gelu(nn.Dense(self.hidden, name="up_proj")(x), approximate=True)
+    return nn.Dense(x.shape[-1], name="down_proj")(x_hidden)
+
+
+def float32(x: Array) -> Float[Array, "..."]:
+  """`x` in float32: quantizers and losses compute in it, whatever the model's dtype."""
+  return jnp.asarray(x, jnp.float32)
