@@ -1,13 +1,25 @@
 """Data: Grain pipelines over random-access sources."""
 
+from tokzoo.data.bench import BenchReport, bench
+from tokzoo.data.check import CheckReport, check
 from tokzoo.data.config import DataConfig
 from tokzoo.data.pipeline import evaluation_batches, host_rows, loader
-from tokzoo.data.sources import open_source
+from tokzoo.data.prepare import PrepareReport, prepare
+from tokzoo.data.sources import Source, SourceInfo, guess_source, open_source
 
 __all__ = [
+  "BenchReport",
+  "CheckReport",
   "DataConfig",
+  "PrepareReport",
+  "Source",
+  "SourceInfo",
+  "bench",
+  "check",
   "evaluation_batches",
+  "guess_source",
   "host_rows",
   "loader",
   "open_source",
+  "prepare",
 ]

@@ -14,6 +14,7 @@ Threads only: each makes a whole batch, and reading and decoding release Python'
 import functools
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import grain
 import jax
@@ -158,9 +159,7 @@ def evaluation_batches(
   return _in_threads(grain.MapDataset.range(number).map(make), config)
 
 
-def _views(
-  config: DataConfig, source: Source, seed: int | None
-) -> grain.MapDataset[dict[str, np.ndarray]]:
+def _views(config: DataConfig, source: Source, seed: int | None) -> grain.MapDataset:
   """The endless stream of views by index; its length is that of one epoch.
 
   Args:
@@ -190,7 +189,7 @@ def _views(
   return records_of_views.random_map(transform, seed=int(draw_seed))
 
 
-def _stack(examples: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def _stack(examples: list[Any]) -> dict[str, np.ndarray]:
   """Examples as one batch."""
   shapes = {example["image"].shape for example in examples}
   if len(shapes) > 1:

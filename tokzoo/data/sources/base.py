@@ -4,6 +4,7 @@ A record is a dict of
 
   image  uint8[H, W, C], C is 1 (grey) or 3 (RGB), as stored
   label  int32[], in [0, len(classes)); only where the source has classes
+  text   str, a caption; only where the record has one
   key    str, names the record in messages: a path, a member of a tar, an index
 
 A source is an object, not a generator: `source[i]` may be called from many threads, in any
@@ -22,7 +23,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tokzoo.errors import TokzooError
 
 Record = dict[str, Any]
-"""One picture: `image`, `key` and, where there are classes, `label`."""
+"""One picture: `image`, `key` and, where the source has them, `label` and `text`."""
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """File names that are taken for pictures, in lower case."""
@@ -34,6 +35,7 @@ class SourceInfo:
 
   name:         as in `DataConfig.source`
   split:        the part that is open
+  splits:       all parts that there are
   description:  one sentence
   licence:      of the pictures
   version:      of the package or file that they come from
@@ -42,6 +44,7 @@ class SourceInfo:
 
   name: str
   split: str
+  splits: tuple[str, ...]
   description: str
   licence: str = "unknown"
   version: str = "unknown"
@@ -55,6 +58,18 @@ class Encoded:
   data: bytes
   key: str
   label: int | None = None
+  text: str | None = None
+
+
+class BadRecord(TokzooError):
+  """A record that cannot be read or decoded: `key` names it, `reason` says why."""
+
+  def __init__(self, key: str, reason: str):
+    super().__init__(
+      f"cannot read {key}: {reason}; remove or replace it, or set data.skip_bad."
+    )
+    self.key = key
+    self.reason = reason
 
 
 class Source:
@@ -69,7 +84,7 @@ class Source:
     """The record as the bytes of an image file, e.g. to copy it without loss.
 
     Raises:
-      TokzooError: it cannot be read.
+      BadRecord: it cannot be read.
     """
     raise TypeError(f"{type(self).__name__} does not define its records")
 
@@ -77,10 +92,15 @@ class Source:
     """The record.
 
     Raises:
-      TokzooError: it cannot be read or decoded; the sentence names it.
+      BadRecord: it cannot be read or decoded; a TokzooError that names it.
     """
     item = self.encoded(index)
-    return as_record(decode_image(item.data, item.key), item.key, item.label)
+    record: Record = {"image": decode_image(item.data, item.key), "key": item.key}
+    if item.label is not None:
+      record["label"] = np.int32(item.label)
+    if item.text is not None:
+      record["text"] = item.text
+    return record
 
 
 class ArraySource(Source):
@@ -107,18 +127,14 @@ class ArraySource(Source):
     return Encoded(file.getvalue(), self._key(index), int(self._labels[index]))
 
   def __getitem__(self, index: int) -> Record:
-    return as_record(self._images[index], self._key(index), int(self._labels[index]))
+    return {
+      "image": self._images[index],
+      "label": np.int32(self._labels[index]),
+      "key": self._key(index),
+    }
 
   def _key(self, index: int) -> str:
     return f"{self.info.name}/{self.info.split}/{index}"
-
-
-def as_record(image: np.ndarray, key: str, label: int | None) -> Record:
-  """A record of its parts."""
-  record: Record = {"image": image, "key": key}
-  if label is not None:
-    record["label"] = np.int32(label)
-  return record
 
 
 def decode_image(data: bytes, key: str) -> np.ndarray:
@@ -135,7 +151,7 @@ def decode_image(data: bytes, key: str) -> np.ndarray:
     uint8[H, W, C], C is 1 or 3.
 
   Raises:
-    TokzooError: not an image, cut short, or of a kind without a fixed range.
+    BadRecord: not an image, cut short, or of a kind without a fixed range.
   """
   try:
     with Image.open(io.BytesIO(data)) as picture:
@@ -148,9 +164,7 @@ def decode_image(data: bytes, key: str) -> np.ndarray:
     reason = str(error) or type(error).__name__
   except Image.DecompressionBombError as error:
     reason = str(error)
-  raise TokzooError(
-    f"cannot decode {key}: {reason}; remove or replace it, or set data.skip_bad."
-  )
+  raise BadRecord(key, reason)
 
 
 def _as_array(picture: Image.Image) -> np.ndarray:
@@ -160,32 +174,41 @@ def _as_array(picture: Image.Image) -> np.ndarray:
     return np.rint(levels).astype(np.uint8)[..., None]
   if picture.mode in ("I", "F"):
     raise ValueError(f"its pixels (mode {picture.mode}) have no fixed range")
+  is_grey = picture.mode in ("1", "L", "LA")
   if picture.has_transparency_data:
     picture = picture.convert("RGBA")
     ground = Image.new("RGBA", picture.size, "white")
     picture = Image.alpha_composite(ground, picture)
-  if picture.mode in ("1", "L", "LA"):
+  if is_grey:
     return np.asarray(picture.convert("L"))[..., None]
   return np.asarray(picture.convert("RGB"))
 
 
-def require_split(info_name: str, split: str, known: Sequence[str]) -> None:
+def require_split(name: str, split: str, known: Sequence[str]) -> None:
   """Raises a TokzooError unless `split` is one of `known`."""
   if split not in known:
     raise TokzooError(
-      f"{info_name} has no split {split!r}: set data.split to {' or '.join(known)}."
+      f"{name} has no split {split!r}: set data.split to {' or '.join(known)}."
     )
 
 
-def split_folder(path: Path, kind: str, split: str) -> Path:
+def split_folder(
+  kind: str, path: str | Path, split: str
+) -> tuple[Path, tuple[str, ...]]:
   """Where the files of a split lie: in `path/split` if `path` has parts, else in `path`.
 
-  A folder has parts when it holds a folder called `train`. One without parts is all
-  training data, so that nobody evaluates on what was trained on by mistake.
+  A path has parts when it is a folder that holds a folder called `train`. One without parts
+  is all training data, so that nobody evaluates on what was trained on by mistake.
+
+  Returns:
+    The path of the files, and the names of all splits.
 
   Raises:
     TokzooError: the path is missing, or has no such split.
   """
+  if not path:
+    raise TokzooError(f"the source {kind}: lacks its path: write {kind}:PATH.")
+  path = Path(path).expanduser()
   if not path.exists():
     raise TokzooError(f"no such file or folder: {path}; check the path after {kind}:")
   if (path / "train").is_dir():
@@ -193,10 +216,10 @@ def split_folder(path: Path, kind: str, split: str) -> Path:
       part.name for part in path.iterdir() if part.is_dir() and part.name[0] != "."
     )
     require_split(f"{kind}:{path}", split, parts)
-    return path / split
+    return path / split, tuple(parts)
   if split != "train":
     raise TokzooError(
       f"{kind}:{path} has no split {split!r}, only train: to have parts, put the files "
       f"into {path}/train and {path}/{split}."
     )
-  return path
+  return path, ("train",)

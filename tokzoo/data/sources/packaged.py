@@ -69,6 +69,7 @@ class Photos(Source):
     self.info = SourceInfo(
       name="photos",
       split=split,
+      splits=tuple(PHOTOS),
       description="colour photographs packaged with scikit-image and scikit-learn",
       licence="public domain or CC0; motorcycle_*: Middlebury stereo 2014, free for "
       "research; china and flower: CC-BY-2.0",
@@ -98,6 +99,7 @@ def digits(split: str) -> Source:
   info = SourceInfo(
     name="digits",
     split=split,
+    splits=("train", "test"),
     description="handwritten digits, 8 x 8, grey (UCI optical recognition, test part)",
     licence="CC-BY-4.0 (UCI), packaged under BSD-3-Clause",
     version=_version("scikit-learn"),

@@ -1,0 +1,93 @@
+"""How fast batches come, without a model: if this is slower than training, data is the limit."""
+
+import dataclasses
+import time
+from typing import Any
+
+from tokzoo.data.config import DataConfig
+from tokzoo.data.pipeline import loader
+from tokzoo.errors import TokzooError
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchReport:
+  """What `bench` measured.
+
+  source:          as in `DataConfig.source`
+  batch_size:      B
+  threads:         that read and decode
+  shape:           (H, W, C) of an example
+  first_batch_ms:  from opening the source to the first batch
+  seconds:         measured after the first batch
+  batches:         in that time
+  records_per_second, megabytes_per_second: of float32 pictures
+  """
+
+  source: str
+  batch_size: int
+  threads: int
+  shape: tuple[int, ...]
+  first_batch_ms: float
+  seconds: float
+  batches: int
+  records_per_second: float
+  megabytes_per_second: float
+
+  def rows(self) -> list[tuple[str, str]]:
+    """Name and value of each line of a table."""
+    return [
+      ("source", self.source),
+      ("batch", f"{self.batch_size} x {' x '.join(map(str, self.shape))}"),
+      ("threads", str(self.threads)),
+      ("first batch", f"{self.first_batch_ms:,.0f} ms"),
+      ("measured", f"{self.batches:,} batches in {self.seconds:.1f} s"),
+      ("records per second", f"{self.records_per_second:,.0f}"),
+      ("megabytes per second", f"{self.megabytes_per_second:,.1f}"),
+    ]
+
+  def as_dict(self) -> dict[str, Any]:
+    """The fields as JSON can hold them."""
+    return dataclasses.asdict(self)
+
+
+def bench(config: DataConfig, batch_size: int, seconds: float = 5.0) -> BenchReport:
+  """Reads training batches for a while, as one host would that needs all rows.
+
+  Args:
+    config: the source, transforms, threads and prefetch.
+    batch_size: B.
+    seconds: how long to measure after the first batch; at least one batch is.
+
+  Raises:
+    TokzooError: as `loader`, or the time is not positive.
+  """
+  if seconds <= 0:
+    raise TokzooError(f"bench was given {seconds} seconds: measure for more than 0.")
+  opened = time.perf_counter()
+  batches = loader(config, batch_size, seed=0)
+  try:
+    image = next(batches)["image"]
+    start = time.perf_counter()
+    # What was made ahead while the first batch was awaited must not count.
+    ready = config.prefetch if config.threads else 0
+    for _ in range(ready):
+      next(batches)
+    begin, count = time.perf_counter(), 0
+    while count == 0 or time.perf_counter() - begin < seconds:
+      next(batches)
+      count += 1
+    spent = time.perf_counter() - begin
+  finally:
+    batches.close()
+  rate = count * batch_size / spent
+  return BenchReport(
+    source=config.source,
+    batch_size=batch_size,
+    threads=config.threads,
+    shape=image.shape[1:],
+    first_batch_ms=(start - opened) * 1e3,
+    seconds=spent,
+    batches=count,
+    records_per_second=rate,
+    megabytes_per_second=rate * image[0].nbytes / 1e6,
+  )

@@ -1,0 +1,108 @@
+"""`folder:PATH`: a folder of pictures, with or without a folder for each class.
+
+  PATH/*.png                  no classes
+  PATH/CLASS/.../*.png        the first folder's name is the class, sorted by name
+  PATH/train/..., /test/...   splits, each of one of the two kinds above
+
+Pictures are files whose name ends as a picture's does (`IMAGE_SUFFIXES`); other files are
+counted in the description, hidden ones are not looked at. A file that cannot be decoded
+is an error that names it when it is read.
+"""
+
+import os
+from pathlib import Path
+
+from tokzoo.data.sources.base import (
+  IMAGE_SUFFIXES,
+  BadRecord,
+  Encoded,
+  Source,
+  SourceInfo,
+  split_folder,
+)
+from tokzoo.errors import TokzooError
+
+
+class Folder(Source):
+  """Pictures in a folder, in the order of their paths; the key is the path."""
+
+  def __init__(self, path: str, split: str):
+    root, splits = split_folder("folder", path, split)
+    if not root.is_dir():
+      raise TokzooError(f"{root} is a file: folder: wants the folder that it lies in.")
+    pictures, num_others = _pictures_under(root)
+    if not pictures:
+      holds = f"only {num_others} other files" if num_others else "nothing"
+      raise TokzooError(
+        f"{root} holds {holds}, no pictures: name a folder with files that end in "
+        f"{', '.join(IMAGE_SUFFIXES)}."
+      )
+    classes = _classes(root, pictures)
+    if split != "train":
+      # A label means the same in all splits, even where one of them lacks a class.
+      train = root.parent / "train"
+      known = _classes(train, _pictures_under(train)[0])
+      if extra := set(classes) - set(known):
+        raise TokzooError(
+          f"{root} has the class {min(extra)!r}, which {train} lacks: add an example "
+          "there, or remove it here."
+        )
+      classes = known if classes else ()
+    self._root = root
+    self._pictures = pictures
+    self._labels = {name: label for label, name in enumerate(classes)}
+    ignored = f"; {num_others} other files are ignored" if num_others else ""
+    self.info = SourceInfo(
+      name=f"folder:{path}",
+      split=split,
+      splits=splits,
+      description=f"{len(pictures)} pictures in {len(classes) or 'no'} classes{ignored}",
+      classes=classes,
+    )
+
+  def __len__(self) -> int:
+    return len(self._pictures)
+
+  def encoded(self, index: int) -> Encoded:
+    picture = self._pictures[index]
+    path = self._root / picture
+    try:
+      data = path.read_bytes()
+    except OSError as error:
+      raise BadRecord(str(path), error.strerror or str(error)) from error
+    return Encoded(data, str(path), self._labels.get(picture.parts[0]))
+
+
+def _classes(root: Path, pictures: list[Path]) -> tuple[str, ...]:
+  """The first folders of the pictures' paths, sorted; none if they lie in `root` itself."""
+  loose = [picture for picture in pictures if len(picture.parts) == 1]
+  if len(loose) == len(pictures):
+    return ()
+  names = sorted({picture.parts[0] for picture in pictures if picture.parts[1:]})
+  if loose:
+    raise TokzooError(
+      f"{root} holds pictures both beside folders ({loose[0]}) and inside ({names[0]}), so "
+      "their classes are unclear: move all of them into class folders, or all out."
+    )
+  return tuple(names)
+
+
+def _pictures_under(root: Path) -> tuple[list[Path], int]:
+  """The pictures' paths relative to `root`, sorted, and the number of other files."""
+  pictures, num_others = [], 0
+  seen = set()
+  for folder, folders, files in os.walk(root, followlinks=True):
+    real = os.path.realpath(folder)
+    if real in seen:  # a link back up
+      folders.clear()
+      continue
+    seen.add(real)
+    folders[:] = [name for name in folders if name[0] != "."]
+    for name in files:
+      if name[0] == ".":
+        continue
+      if name.lower().endswith(IMAGE_SUFFIXES):
+        pictures.append((Path(folder) / name).relative_to(root))
+      else:
+        num_others += 1
+  return sorted(pictures), num_others
