@@ -1,0 +1,147 @@
+"""Finite scalar quantization: each dimension is bounded and rounded to a few levels.
+
+Mentzer et al., "Finite Scalar Quantization: VQ-VAE Made Simple" (arXiv 2309.15505); the
+symmetric form is that of Parker et al., "Scaling Transformers for Low-Bitrate High-Quality
+Speech Coding" (arXiv 2411.19842). There is no codebook to learn and no loss.
+
+With L levels in a dimension, eps = 1e-3:
+
+  usual      h = (L - 1)(1 + eps) / 2, o = 1/2 if L is even else 0, s = atanh(o / h)
+             code = round(tanh(z + s) h - o) / (L // 2)
+             in [-1, 1] for odd L, in {-1, ..., 1 - 2/L} for even L; L >= 3
+  symmetric  code = 2 / (L - 1) floor((L - 1)(tanh z + 1) / 2 + 1/2) - 1
+             equally spaced on [-1, 1] for every L >= 2
+
+Rounding is half to even and has the straight-through gradient. An id is a number in mixed
+radix with the first dimension fastest: id = sum_j digit_j prod_{i<j} L_i.
+
+Levels that the paper recommends: 2^8 (8, 6, 5); 2^10 (8, 5, 5, 5); 2^12 (7, 5, 5, 5, 5);
+2^14 (8, 8, 8, 6, 5); 2^16 (8, 8, 8, 5, 5, 5).
+"""
+
+import math
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from tokzoo.contract import Quantized
+from tokzoo.errors import TokzooError
+from tokzoo.quantizers.gradients import straight_through
+from tokzoo.quantizers.masks import MAX_COUNTED, count_codes, hide, latents
+
+_EPS = 1e-3
+
+
+class FiniteScalar(nn.Module):
+  """FSQ over the last axis, whose size is the number of entries in `levels`.
+
+  levels:     number of levels of each dimension
+  symmetric:  the symmetric form; needed where a dimension has 2 levels
+  """
+
+  levels: tuple[int, ...]
+  symmetric: bool = False
+
+  def __post_init__(self):
+    super().__post_init__()
+    fewest = 2 if self.symmetric else 3
+    if not self.levels or min(self.levels) < fewest:
+      raise TokzooError(
+        f"FSQ levels {tuple(self.levels)}: each dimension needs at least {fewest} levels"
+        + ("." if self.symmetric else "; with 2, choose the symmetric form.")
+      )
+    if self.num_codes >= 2**31:
+      raise TokzooError(
+        f"FSQ levels {tuple(self.levels)} make {self.num_codes} codes, but ids are int32: "
+        "choose fewer or smaller levels."
+      )
+
+  @property
+  def num_codes(self) -> int:
+    return math.prod(self.levels)
+
+  @property
+  def bits_per_token(self) -> float:
+    return math.log2(self.num_codes)
+
+  def __call__(
+    self,
+    z: Float[Array, "B L D"],
+    mask: Bool[Array, "B L"] | None = None,
+    train: bool = False,
+  ) -> Quantized:
+    """Quantizes latents of any float dtype and range; it has no losses in either mode.
+
+    Stats: `counts` int32[K], where there are at most 2^18 codes.
+    """
+    if z.shape[-1] != len(self.levels):
+      raise ValueError(
+        f"{len(self.levels)} levels quantize as many features, not {z.shape[-1]}."
+      )
+    position, digits = self._position(latents(z, mask))
+    values = self._code(straight_through(position, digits))
+    values, ids = hide(values, self._ids(digits.astype(jnp.int32)), mask)
+    stats = {}
+    if self.num_codes <= MAX_COUNTED:
+      stats["counts"] = count_codes(ids, self.num_codes)
+    return Quantized(values, ids, stats=stats)
+
+  def ids_to_codes(self, ids: Int[Array, "*N"]) -> Float[Array, "*N D"]:
+    """The codes of ids in [0, K); -1 gives 0."""
+    basis, levels = self._radix(ids.ndim + 1)
+    digits = ids[..., None] // basis % levels
+    return jnp.where(ids[..., None] < 0, 0.0, self._code(digits.astype(jnp.float32)))
+
+  def codes_to_ids(self, codes: Float[Array, "*N D"]) -> Int[Array, "*N"]:
+    """The ids of codes; a value between two levels counts as the nearer one."""
+    codes = codes.astype(jnp.float32)
+    top, half = self._row(np.array(self.levels) - 1, codes.ndim), self._half(codes.ndim)
+    position = (codes + 1) * top / 2 if self.symmetric else codes * half + half
+    digits = jnp.round(position).astype(jnp.int32)
+    return self._ids(jnp.clip(digits, 0, top.astype(jnp.int32)))
+
+  def _position(
+    self, z: Float[Array, "B L D"]
+  ) -> tuple[Float[Array, "B L D"], Float[Array, "B L D"]]:
+    """Where z lies on the scale of the digits, and the digit it is rounded to."""
+    levels = np.array(self.levels)
+    if self.symmetric:
+      position = (jnp.tanh(z) + 1) * self._row((levels - 1) / 2, z.ndim)
+      digits = jnp.floor(position + 0.5)
+    else:
+      height = (levels - 1) * (1 + _EPS) / 2
+      offset = np.where(levels % 2 == 0, 0.5, 0.0)
+      shift = self._row(np.arctanh(offset / height), z.ndim)
+      bounded = jnp.tanh(z + shift) * self._row(height, z.ndim)
+      bounded = bounded - self._row(offset, z.ndim)
+      # Rounded before it is moved, since halves go to the even neighbour.
+      digits = jnp.round(bounded) + self._half(z.ndim)
+      position = bounded + self._half(z.ndim)
+    # With more than 1,000 levels the margin eps reaches beyond the last one.
+    return position, jnp.clip(digits, 0, self._row(levels - 1, z.ndim))
+
+  def _code(self, digits: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
+    if self.symmetric:
+      return 2 * digits / self._row(np.array(self.levels) - 1, digits.ndim) - 1
+    half = self._half(digits.ndim)
+    return (digits - half) / half
+
+  def _ids(self, digits: Int[Array, "*N D"]) -> Int[Array, "*N"]:
+    basis, _ = self._radix(digits.ndim)
+    return jnp.sum(digits * basis, axis=-1, dtype=jnp.int32)
+
+  def _half(self, ndim: int) -> Float[Array, "... D"]:
+    return self._row(np.array(self.levels) // 2, ndim)
+
+  def _radix(self, ndim: int) -> tuple[Int[Array, "... D"], Int[Array, "... D"]]:
+    basis = np.cumprod([1, *self.levels[:-1]])
+    row = (1,) * (ndim - 1) + (len(self.levels),)
+    levels = jnp.asarray(self.levels, jnp.int32).reshape(row)
+    return jnp.asarray(basis, jnp.int32).reshape(row), levels
+
+  def _row(self, values: np.ndarray, ndim: int) -> Float[Array, "... D"]:
+    """One number per dimension as float32, with leading axes of size 1."""
+    row = (1,) * (ndim - 1) + (len(self.levels),)
+    return jnp.asarray(values, jnp.float32).reshape(row)
