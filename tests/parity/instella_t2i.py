@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.parity.base import Comparison, Ids
+from tokzoo.generators import instella_t2i as generators
 from tokzoo.tokenizers.image import instella_t2i as bae
+from tokzoo.tokens import Tokens
 from tokzoo.weights import flatten
 
 
@@ -92,4 +94,112 @@ def compare_bae(config, tensors):
   return out
 
 
-COMPARISONS = {"instella-t2i-bae": Comparison(compare_bae)}
+def generator_config(config: dict) -> generators.Config:
+  return generators.Config(
+    num_tokens=config["num_img_tkns"],
+    bits=config["in_channels"],
+    width=config["head_dim"] * config["heads"],
+    layers=config["num_layers"],
+    head_dim=config["head_dim"],
+    condition_width=config["text_cond_dim"],
+  )
+
+
+def text_features(config, tensors):
+  """The prompts' features and the empty prompt's: the two halves of the batch."""
+  layers = range(config["num_layers"])
+  features = jnp.stack([jnp.asarray(tensors[f"in/llm_feature_{i}"]) for i in layers])
+  mask = jnp.asarray(tensors["in/text_mask"]).astype(bool)
+  b = config["B"]
+  return (
+    generators.TextFeatures(features[:, :b], mask[:b]),
+    generators.TextFeatures(features[:, b:], mask[b:]),
+  )
+
+
+def bce(logits, bits):
+  return -(bits * jax.nn.log_sigmoid(logits) + (1 - bits) * jax.nn.log_sigmoid(-logits))
+
+
+def compare_diffusion(config, tensors):
+  module = generators.InstellaDiffusion(generator_config(config))
+  prompt, empty = text_features(config, tensors)
+  x_t, t = jnp.asarray(tensors["in/x_t"]), jnp.asarray(tensors["in/t"])
+  bits = jnp.asarray(tensors["in/bits"])
+  like = jax.eval_shape(module.init, jax.random.key(0), x_t, t, prompt)
+  table = generators.DIFFUSION_WEIGHTS
+  variables = table.to_ours(authors_state(tensors), like)
+
+  def loss(variables):
+    logits = module.apply(variables, x_t, t, prompt, method=module.bit_logits)
+    return bce(logits, bits).mean(), logits
+
+  (value, logits), grads = jax.value_and_grad(loss, has_aux=True)(variables)
+  out = {
+    "out/raw": module.apply(variables, x_t, t, prompt),
+    "out/bit_logits": logits,
+    "out/loss": value,
+    **gradients(table, grads, tensors),
+  }
+  uniforms = jnp.asarray(tensors["in/uniform"])
+  for protocol in (1, 2):
+    tokens = module.apply(
+      variables,
+      None,
+      prompt,
+      null=empty,
+      steps=config["steps"],
+      guidance=config["cfg"],
+      temperature=config["temp"],
+      protocol=protocol,
+      uniform=lambda k: uniforms[k],
+      method=module.sample,
+    )
+    bits_out = np.asarray(tokens.unpacked(), np.float32)
+    out[f"out/sample_protocal_{protocol}"] = Ids(bits_out)
+  return out
+
+
+def compare_ar(config, tensors):
+  module = generators.InstellaAR(generator_config(config))
+  prompt, empty = text_features(config, tensors)
+  bits = jnp.asarray(tensors["in/bits"])
+  like = jax.eval_shape(module.init, jax.random.key(0), bits, prompt)
+  table = generators.AR_WEIGHTS
+  variables = table.to_ours(authors_state(tensors), like)
+
+  def loss(variables):
+    logits = module.apply(variables, bits, prompt)
+    return bce(logits, bits).mean(), logits
+
+  (value, logits), grads = jax.value_and_grad(loss, has_aux=True)(variables)
+  uniforms = jnp.asarray(tensors["in/uniform"])
+  tokens = module.apply(
+    variables,
+    None,
+    prompt,
+    null=empty,
+    guidance=config["cfg"],
+    temperature=config["temp"],
+    uniform=lambda i: uniforms[i][:, 0],
+    method=module.sample,
+  )
+  # The loss of the contract, on packed tokens, is the fixture's as well.
+  packed, _ = module.apply(
+    variables, Tokens.from_bits(bits), prompt, jax.random.key(0), method=module.loss
+  )
+  np.testing.assert_allclose(packed, value, rtol=1e-6)
+  return {
+    "out/raw": logits,
+    "out/bit_logits": logits,
+    "out/loss": value,
+    "out/sample": Ids(np.asarray(tokens.unpacked(), np.float32)),
+    **gradients(table, grads, tensors),
+  }
+
+
+COMPARISONS = {
+  "instella-t2i-bae": Comparison(compare_bae),
+  "instella-t2i-ar": Comparison(compare_ar),
+  "instella-t2i-diff": Comparison(compare_diffusion),
+}
