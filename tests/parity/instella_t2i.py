@@ -54,7 +54,7 @@ def compare_bae(config, tensors):
   image = jnp.asarray(tensors["in/image"].transpose(0, 2, 3, 1))
   out = {}
   for case, scale in (("noscale", False), ("scale", True)):
-    model = bae.InstellaBAE(bae_config(config, scale))
+    model = bae_config(config, scale).build()
     like = jax.eval_shape(model.init, jax.random.key(0), image)
     variables = bae.WEIGHTS.to_ours(authors_state(tensors), like)
 
@@ -94,8 +94,8 @@ def compare_bae(config, tensors):
   return out
 
 
-def generator_config(config: dict) -> generators.Config:
-  return generators.Config(
+def generator_config(kind, config: dict):
+  return kind(
     num_tokens=config["num_img_tkns"],
     bits=config["in_channels"],
     width=config["head_dim"] * config["heads"],
@@ -122,7 +122,7 @@ def bce(logits, bits):
 
 
 def compare_diffusion(config, tensors):
-  module = generators.InstellaDiffusion(generator_config(config))
+  module = generator_config(generators.DiffusionConfig, config).build()
   prompt, empty = text_features(config, tensors)
   x_t, t = jnp.asarray(tensors["in/x_t"]), jnp.asarray(tensors["in/t"])
   bits = jnp.asarray(tensors["in/bits"])
@@ -161,7 +161,7 @@ def compare_diffusion(config, tensors):
 
 
 def compare_ar(config, tensors):
-  module = generators.InstellaAR(generator_config(config))
+  module = generator_config(generators.ARConfig, config).build()
   prompt, empty = text_features(config, tensors)
   bits = jnp.asarray(tensors["in/bits"])
   like = jax.eval_shape(module.init, jax.random.key(0), bits, prompt)

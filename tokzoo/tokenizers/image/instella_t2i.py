@@ -84,6 +84,9 @@ class Config:
   repa_after: int = 0
   """Decoder block whose patch tokens the REPA head reads."""
 
+  def build(self) -> "InstellaBAE":
+    return InstellaBAE(self)
+
 
 class Grid(NamedTuple):
   """The patch grid at some depth: its size, and how many places its positions span."""
