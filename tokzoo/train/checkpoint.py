@@ -1,0 +1,435 @@
+"""Checkpoints: saved by Orbax in the background, read back, and trusted only by digest.
+
+A checkpoint is one folder `checkpoints/00000500` that holds
+
+  state  the whole `TrainState`, as flat named arrays
+  about  JSON: step, recipe, position of the data, code version, and for each array its
+         dtype, shape and digest
+
+Orbax writes beside and renames, so a killed save leaves nothing that looks whole. What it
+cannot see, a truncated or changed file, shows in the digests (see digest.py), which are of
+the arrays as they were on the device. A new checkpoint is read back before an older one is
+deleted.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from tokzoo.errors import TokzooError
+from tokzoo.train import hosts
+from tokzoo.train.digest import digest_all, host_digest
+from tokzoo.train.mesh import named_leaves
+from tokzoo.train.state import TrainState
+
+FORMAT = 1
+_GROUP = 1 << 30
+"""Bytes that are read back at a time, to bound host memory."""
+
+
+class Damaged(Exception):
+  """A checkpoint that is not what was saved. The text names the part and the reason."""
+
+
+@dataclass(frozen=True)
+class Restored:
+  """What a run continues from.
+
+  state:    on the current mesh
+  about:    the JSON that was saved with it
+  skipped:  newer checkpoints that are damaged: one sentence each
+  """
+
+  state: TrainState
+  about: dict[str, Any]
+  skipped: tuple[str, ...]
+
+
+class Checkpoints:
+  """The checkpoints of one run.
+
+  Args:
+    folder: `checkpoints` of the run directory.
+    keep: newest checkpoints that are kept.
+    read_only: change nothing, not even leftovers of a killed save.
+
+  Raises:
+    TokzooError: the folder cannot be made.
+  """
+
+  def __init__(self, folder: str | Path, keep: int = 2, read_only: bool = False):
+    self.folder = Path(folder).absolute()
+    self._keep = keep
+    self._read_only = read_only
+    self._unverified: dict[int, Mapping[str, Sequence[Any]]] = {}
+    # Orbax logs what it then raises, with tracebacks; errors reach the user once, from here.
+    logging.getLogger("absl").addFilter(_not_orbax)
+    if not read_only:
+      self._sweep()
+    try:
+      self._manager = ocp.CheckpointManager(
+        self.folder,
+        options=ocp.CheckpointManagerOptions(
+          step_format_fixed_length=8, read_only=read_only, create=not read_only
+        ),
+      )
+    except OSError as error:
+      raise TokzooError(
+        f"cannot keep checkpoints in {self.folder}: {error.strerror}; name another folder."
+      ) from error
+
+  def steps(self) -> list[int]:
+    """Steps of the whole checkpoints, oldest first."""
+    return sorted(self._manager.all_steps())
+
+  def save(self, state: TrainState, about: Mapping[str, Any]) -> None:
+    """Copies the state off the device and returns; writing goes on in the background.
+
+    Args:
+      state: of global arrays.
+      about: JSON values to keep with it.
+
+    Raises:
+      TokzooError: the state is not finite, or this or the save before could not be written.
+    """
+    self.settle()
+    arrays = named_leaves(state)
+    step = int(state.step)
+    everywhere = state.step.sharding
+    digests, finite = jax.device_get(
+      jax.jit(digest_all, out_shardings=everywhere)(arrays)
+    )
+    if not finite:
+      bad = next(
+        name
+        for name, array in arrays.items()
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all()
+      )
+      raise TokzooError(
+        f"the state after step {step} is not finite ({bad}) and was not saved; "
+        f"{self.intact()}: lower the learning rate, or set clip_norm."
+      )
+    layout = {
+      name: [array.dtype.name, list(array.shape), [int(half) for half in digests[name]]]
+      for name, array in arrays.items()
+    }
+    told = {"format": FORMAT, "step": step, **about, "arrays": layout}
+    told["sha256"] = _sha256(told)
+    with self._save_errors(step):
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.PyTreeSave(arrays), about=ocp.args.JsonSave(told)
+        ),
+        force=True,
+      )
+    self._unverified[step] = layout
+
+  def poll(self) -> None:
+    """Notices a save that is done, without waiting. Cheap: called after every step.
+
+    Raises:
+      TokzooError: the save failed.
+    """
+    # Several processes would come here at different steps; they settle at the next save.
+    idle = not self._manager.is_saving_in_progress()
+    if self._unverified and jax.process_count() == 1 and idle:
+      self.settle()
+
+  def settle(self) -> None:
+    """Waits for the save under way, reads it back, then deletes what is too old.
+
+    Raises:
+      TokzooError: it could not be written, or reads back differently.
+    """
+    for step, layout in list(self._unverified.items()):
+      with self._save_errors(step):
+        self._manager.wait_until_finished()
+        fault = self._read_back(step, layout)
+        if hosts.any_host(fault is not None):
+          raise Damaged(fault or "another host read back something else")
+      del self._unverified[step]
+      for old in self.steps()[: -self._keep]:
+        self._manager.delete(old)
+
+  def restore(self, like: TrainState) -> Restored | None:
+    """The newest checkpoint that is whole, on the current mesh; None if there is none at all.
+
+    Damaged ones that are newer are moved to `damaged/`, so that the run can save again at
+    their steps.
+
+    Args:
+      like: `jax.ShapeDtypeStruct`s with the shardings to restore to.
+
+    Raises:
+      TokzooError: all are damaged, or they are of another model.
+    """
+    faults: dict[int, str] = {}
+    for step in reversed(self.steps()):
+      try:
+        about = self.about(step)
+        arrays = self._arrays(step, about, like)
+      except Damaged as error:
+        faults[step] = str(error)
+        continue
+      self._set_aside(list(faults))
+      leaves = [arrays[name] for name in named_leaves(like)]
+      state = jax.tree.unflatten(jax.tree.structure(like), leaves)
+      skipped = tuple(
+        f"checkpoint {bad} is damaged ({why}) and was moved to {self.folder.parent / 'damaged'}"
+        for bad, why in faults.items()
+      )
+      return Restored(state, about, skipped)
+    if faults:
+      raise _none_whole(self.folder, faults)
+    return None
+
+  def load(
+    self, choose: Callable[[list[str]], list[str]]
+  ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Some arrays of the newest checkpoint that is whole, on the host, and its JSON.
+
+    Args:
+      choose: from the names of all arrays, those to read; only they are checked.
+
+    Raises:
+      TokzooError: there is none.
+    """
+    faults: dict[int, str] = {}
+    for step in reversed(self.steps()):
+      try:
+        about = self.about(step)
+        names = choose(list(about["arrays"]))
+        arrays: dict[str, np.ndarray] = {}
+        for group, fault in self._host_groups(step, about["arrays"], names):
+          if fault:
+            raise Damaged(fault)
+          arrays |= group
+        return arrays, about
+      except Damaged as error:
+        faults[step] = str(error)
+    if faults:
+      raise _none_whole(self.folder, faults)
+    raise TokzooError(
+      f"there is no checkpoint in {self.folder}: name the directory of a run that has saved."
+    )
+
+  def about(self, step: int) -> dict[str, Any]:
+    """The JSON of one checkpoint.
+
+    Raises:
+      Damaged: it is not there, cut short, or changed.
+    """
+    with _read_errors("its description"):
+      about = self._manager.restore(
+        step, args=ocp.args.Composite(about=ocp.args.JsonRestore())
+      ).about
+      digest = about.pop("sha256")
+    if digest != _sha256(about):
+      raise Damaged("its description was changed")
+    if about["format"] > FORMAT:
+      raise TokzooError(
+        f"checkpoint {step} in {self.folder} has format {about['format']}, this tokzoo "
+        f"reads up to {FORMAT}: upgrade tokzoo."
+      )
+    return about
+
+  def close(self) -> None:
+    """Gives up what is under way; `settle` first to wait for it."""
+    with contextlib.suppress(
+      Exception
+    ):  # told by `settle`, or the run has already failed
+      self._manager.close()
+    logging.getLogger("absl").removeFilter(_not_orbax)
+
+  def _arrays(
+    self, step: int, about: Mapping[str, Any], like: TrainState
+  ) -> dict[str, jax.Array]:
+    """The arrays of a checkpoint on the mesh of `like`, checked by their digests."""
+    wanted = named_leaves(like)
+    _check_layout(self.folder, step, about, wanted)
+    with _read_errors("its arrays"):
+      arrays = self._manager.restore(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.PyTreeRestore(
+            item=wanted,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+          )
+        ),
+      ).state
+    everywhere = like.step.sharding
+    digests, _ = jax.device_get(jax.jit(digest_all, out_shardings=everywhere)(arrays))
+    for name, found in digests.items():
+      if found.tolist() != about["arrays"][name][2]:
+        raise Damaged(f"{name} does not agree with its digest")
+    return arrays
+
+  def _read_back(self, step: int, layout: Mapping[str, Sequence[Any]]) -> str | None:
+    """What is wrong with a checkpoint as it lies on the disk. Hosts share the arrays."""
+    mine = sorted(layout)[jax.process_index() :: jax.process_count()]
+    try:
+      self.about(step)
+      faults = [fault for _, fault in self._host_groups(step, layout, mine) if fault]
+    except Damaged as error:
+      return str(error)
+    return faults[0] if faults else None
+
+  def _host_groups(
+    self, step: int, layout: Mapping[str, Sequence[Any]], names: Sequence[str]
+  ) -> Iterator[tuple[dict[str, np.ndarray], str | None]]:
+    """Reads arrays to the host, a bounded number of bytes at a time, with their first fault."""
+    sizes = {
+      name: int(np.prod(layout[name][1])) * jax.numpy.dtype(layout[name][0]).itemsize
+      for name in names
+    }
+    for group in _groups(sizes, _GROUP):
+      with _read_errors("its arrays"):
+        arrays = self._manager.restore(
+          step,
+          args=ocp.args.Composite(
+            state=ocp.args.PyTreeRestore(
+              item=dict.fromkeys(group, 0),
+              restore_args={
+                name: ocp.RestoreArgs(restore_type=np.ndarray) for name in group
+              },
+              partial_restore=True,
+            )
+          ),
+        ).state
+      wrong = [
+        name
+        for name in group
+        if [arrays[name].dtype.name, list(arrays[name].shape)] != list(layout[name][:2])
+        or list(host_digest(arrays[name])) != list(layout[name][2])
+      ]
+      yield arrays, f"{wrong[0]} does not agree with its digest" if wrong else None
+
+  def _set_aside(self, steps: Sequence[int]) -> None:
+    """Moves damaged checkpoints out of the way, keeping them for whoever wants to look."""
+    if self._read_only or not steps:
+      return
+    if hosts.is_first():
+      for step in steps:
+        place = self.folder.parent / "damaged" / f"{step:08d}"
+        shutil.rmtree(place, ignore_errors=True)
+        place.parent.mkdir(exist_ok=True)
+        (self.folder / f"{step:08d}").rename(place)
+    hosts.wait_for_all("damaged checkpoints moved")
+    self._manager.reload()
+
+  def _sweep(self) -> None:
+    """Removes what a killed or failed save left, which only takes up space."""
+    if hosts.is_first():
+      for leftover in self.folder.glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    hosts.wait_for_all("leftovers removed")
+
+  def intact(self) -> str:
+    """Which checkpoint the run can continue from, for a message."""
+    steps = [step for step in self.steps() if step not in self._unverified]
+    if not steps:
+      return "there is no earlier checkpoint"
+    return f"checkpoint {steps[-1]} in {self.folder} is intact"
+
+  @contextlib.contextmanager
+  def _save_errors(self, step: int) -> Iterator[None]:
+    """Turns whatever went wrong with a save into one sentence."""
+    try:
+      yield
+    except Exception as error:  # Orbax and TensorStore raise many types for a full disk
+      self._unverified[step] = {}
+      self._sweep()
+      raise TokzooError(
+        f"checkpoint {step} could not be saved ({_reason(error)}); {self.intact()}: "
+        "mend the cause, for instance by freeing space, and start the run again."
+      ) from error
+
+
+def _check_layout(
+  folder: Path, step: int, about: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> None:
+  """Raises `TokzooError` where a checkpoint is of another model than the recipe's."""
+  saved = {
+    name: f"{dtype}{shape}" for name, (dtype, shape, _) in about["arrays"].items()
+  }
+  asked = {
+    name: f"{leaf.dtype.name}{list(leaf.shape)}" for name, leaf in wanted.items()
+  }
+  for name in sorted(saved.keys() | asked.keys()):
+    if saved.get(name) != asked.get(name):
+      raise TokzooError(
+        f"checkpoint {step} in {folder} is of another model: it holds {name} as "
+        f"{saved.get(name, 'nothing')}, the recipe as {asked.get(name, 'nothing')}; "
+        "choose another --out, or pass --restart to begin anew."
+      )
+
+
+def _groups(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
+  """Names in groups of at most `limit` bytes, or of one name."""
+  group: list[str] = []
+  total = 0
+  for name, size in sizes.items():
+    if group and total + size > limit:
+      yield group
+      group, total = [], 0
+    group.append(name)
+    total += size
+  if group:
+    yield group
+
+
+@contextlib.contextmanager
+def _read_errors(part: str) -> Iterator[None]:
+  """Turns whatever a changed file makes the readers raise into `Damaged`."""
+  try:
+    yield
+  except (MemoryError, TokzooError):
+    raise
+  except Exception as error:  # a changed file can make its readers raise anything
+    reason = _reason(error)
+    if "Out of memory" in reason:
+      raise
+    if "Permission denied" in reason:
+      raise TokzooError(
+        f"a checkpoint may not be read ({reason}): ask for permission to read it."
+      ) from error
+    raise Damaged(f"{part} cannot be read: {reason}") from error
+
+
+def _reason(error: BaseException) -> str:
+  """The few words of an error that say why."""
+  text = " ".join(str(error).split())
+  if (
+    "[os_error_code" in text
+  ):  # TensorStore: "RESOURCE_EXHAUSTED: ...: No space left ..."
+    return text.split(" [os_error_code")[0].rsplit(": ", 1)[-1]
+  if isinstance(error, OSError) and error.strerror:
+    return error.strerror
+  return (text or type(error).__name__)[:160]
+
+
+def _none_whole(folder: Path, faults: Mapping[int, str]) -> TokzooError:
+  listed = "; ".join(f"{step}: {why}" for step, why in faults.items())
+  return TokzooError(
+    f"no checkpoint in {folder} is whole ({listed}): restore a copy of the folder, or "
+    "begin anew with --restart."
+  )
+
+
+def _sha256(about: Mapping[str, Any]) -> str:
+  return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def _not_orbax(record: logging.LogRecord) -> bool:
+  return "orbax" not in record.pathname
