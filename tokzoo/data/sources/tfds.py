@@ -34,13 +34,13 @@ class TfdsSource(Source):
     if not info.splits:
       raise TokzooError(
         f"the TFDS data set {name} is not prepared in {builder.data_path}: run  "
-        f"tfds build {name} --file_format=array_record"
+        f"tfds build {builder.name} --file_format=array_record"
       )
     require_split(f"tfds:{name}", split, tuple(info.splits))
     if info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
       raise TokzooError(
-        f"the TFDS data set {name} is prepared as {info.file_format}, which has no random "
-        f"access: run  tfds build {name} --file_format=array_record"
+        f"the TFDS data set {name} is prepared as {info.file_format.value}, which has no "
+        f"random access: run  tfds build {builder.name} --file_format=array_record"
       )
     self._image, classes = _features(name, info.features)
     self._examples: Any = builder.as_data_source(
