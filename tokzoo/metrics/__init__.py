@@ -1,1 +1,28 @@
 """Metrics: states that merge over batches and hosts."""
+
+from tokzoo.metrics.codebook import BitEntropy, BitsPerPixel, CodebookUsage
+from tokzoo.metrics.distributions import (
+  FrechetDistance,
+  InceptionScore,
+  Moments,
+  PrecisionRecall,
+  frechet_distance,
+)
+from tokzoo.metrics.images import PSNR, SSIM, ssim
+from tokzoo.metrics.state import Mean, Metric
+
+__all__ = [
+  "PSNR",
+  "SSIM",
+  "BitEntropy",
+  "BitsPerPixel",
+  "CodebookUsage",
+  "FrechetDistance",
+  "InceptionScore",
+  "Mean",
+  "Metric",
+  "Moments",
+  "PrecisionRecall",
+  "frechet_distance",
+  "ssim",
+]
