@@ -10,8 +10,10 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from tokzoo.contract import Batch
 from tokzoo.errors import TokzooError
 from tokzoo.nn.layers import attend, merge_heads, split_heads
+from tokzoo.tokens import Tokens
 from tokzoo.weights import LINEAR, Rule
 
 
@@ -39,6 +41,32 @@ class Config:
   """Probability of dropping a class label in training."""
   norm_eps: float = 1e-6
   """Of every norm."""
+
+  def example(self) -> tuple[Tokens, "Condition", PRNGKeyArray]:
+    """Inputs of `loss` of the right shapes, batch of one: what initialisation needs."""
+    tokens = Tokens.from_bits(jnp.zeros((1, self.num_tokens, self.bits)))
+    key = jax.random.key(0)
+    if self.num_classes is not None:
+      return tokens, jnp.zeros(1, jnp.int32), key
+    features = jnp.zeros((self.layers, 1, 1, self.condition_width))
+    return tokens, TextFeatures(features, jnp.ones((1, 1), bool)), key
+
+  def condition(self, batch: Batch) -> "Condition":
+    """The condition in a batch: `label`, or `features` [B, layers, T, C] and `text_mask`.
+
+    Raises:
+      TokzooError: the batch lacks what this generator is conditioned on.
+    """
+    wanted = ("features", "text_mask") if self.num_classes is None else ("label",)
+    missing = [name for name in wanted if name not in batch]
+    if missing:
+      raise TokzooError(
+        f"the generator is conditioned on {' and '.join(wanted)}, but the data has only "
+        f"{', '.join(sorted(batch))}: use data with {' and '.join(missing)}."
+      )
+    if self.num_classes is not None:
+      return batch["label"]
+    return TextFeatures(batch["features"].swapaxes(0, 1), batch["text_mask"])
 
 
 @struct.dataclass

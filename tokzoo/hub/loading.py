@@ -1,0 +1,254 @@
+"""`tokzoo.load`: from a name, a file, a run or a repository to a model ready to use."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tokzoo import systems
+from tokzoo.errors import TokzooError, unknown
+from tokzoo.files import read_safetensors, sha256_of
+from tokzoo.hub.catalog import Entry, catalog, find_entry
+from tokzoo.hub.download import download
+from tokzoo.hub.pretrained import (
+  Card,
+  Pretrained,
+  PretrainedGenerator,
+  PretrainedTokenizer,
+)
+from tokzoo.places import bundled
+from tokzoo.train import from_json, load_run
+from tokzoo.weights import read_state
+from tokzoo.weights.checkpoint import FORMAT, read_checkpoint
+
+
+def load(
+  name: str | Path,
+  *,
+  preset: str | None = None,
+  tokenizer: str | Path | None = None,
+  revision: str | None = None,
+) -> Any:
+  """Loads a model: `load("instella-photos-nano").encode(picture)`.
+
+  Args:
+    name: a catalog name; a run directory; a `.safetensors` file that tokzoo exported; a
+      file in its authors' layout (with `preset`); or "owner/name" or "owner/name/path" of a
+      hub repository (with `preset` unless the catalog knows it).
+    preset: the published config that a file in the authors' layout was made with.
+    tokenizer: for a generator, whose tokens it makes, if its own record does not say.
+    revision: of a hub repository.
+
+  Returns:
+    A `PretrainedTokenizer` or a `PretrainedGenerator`.
+
+  Raises:
+    TokzooError: nothing of that name, weights that do not fit, a tokenizer that is not the
+      one a generator was trained with.
+  """
+  text = str(name)
+  if text in catalog():
+    return _from_entry(find_entry(text))
+  path = Path(name).expanduser()
+  if path.is_dir():
+    return _from_run(path, tokenizer)
+  if path.is_file():
+    return _from_file(path, preset, tokenizer)
+  parts = text.split("/")
+  if len(parts) >= 2 and not path.suffix and not text.startswith((".", "/", "~")):
+    return _from_hub(text, preset, tokenizer, revision)
+  if len(parts) >= 3 and not text.startswith((".", "/", "~")):
+    return _from_hub(text, preset, tokenizer, revision)
+  if path.suffix or "/" in text:
+    raise TokzooError(
+      f"there is nothing at {text}: name a file, a run directory, a hub repository or one of "
+      f"{', '.join(sorted(catalog()))}."
+    )
+  raise unknown("checkpoint", text, catalog())
+
+
+def _from_entry(entry: Entry) -> Pretrained:
+  card = {
+    "name": entry.name,
+    "system": entry.system,
+    "part": entry.part,
+    "code_licence": entry.code_licence,
+    "weights_licence": entry.weights_licence,
+    "tile": entry.tile,
+    "sampling": entry.sampling,
+  }
+  if entry.file is not None:
+    path = bundled("checkpoints") / entry.file
+    if entry.sha256 and path.is_file() and sha256_of(path) != entry.sha256:
+      raise TokzooError(
+        f"{path} has not the SHA-256 that the catalog records: it was changed or cut short; "
+        "reinstall tokzoo, or retrain it (see checkpoints/README.md)."
+      )
+    variables, header = read_checkpoint(path)
+    config = from_json(header["config"])
+    return _assemble(config, variables, Card(**card, header=header), entry.tokenizer)
+  assert entry.hub is not None and entry.path is not None and entry.preset is not None
+  path = download(entry.hub, entry.path, entry.revision, entry.sha256)
+  return _from_authors(path, entry.preset, entry.under, entry.tokenizer, card)
+
+
+def _from_run(path: Path, tokenizer: str | Path | None) -> Pretrained:
+  recipe_json, variables, step = load_run(path)
+  recipe = from_json(recipe_json)
+  system, part = systems.part_of_config(recipe.task.model)
+  # What only training needs (a discriminator) is not part of the model.
+  params = {k: v for k, v in variables["params"].items() if k != "discriminator"}
+  header = {"recipe": recipe_json, "step": step}
+  card = Card(
+    name=str(path),
+    system=system,
+    part=part,
+    code_licence="Apache-2.0",
+    weights_licence="yours",
+    tile=recipe.tile,
+    sampling=recipe.sampling,
+    header={**header, "tokenizer_origin": _kept_origin(path)},
+  )
+  whose = tokenizer or recipe.tokenizer
+  return _assemble(recipe.task.model, {**variables, "params": params}, card, whose)
+
+
+def _from_file(
+  path: Path, preset: str | None, tokenizer: str | Path | None
+) -> Pretrained:
+  if path.suffix == ".safetensors" and preset is None:
+    if read_safetensors(path, "checkpoint")[1].get("format") != FORMAT:
+      raise TokzooError(
+        f"{path} is not in tokzoo's own format: for weights in their authors' layout name "
+        "the published config as well (preset=..., --preset)."
+      )
+    variables, header = read_checkpoint(path)
+    card = Card(
+      name=str(path),
+      system=header["system"],
+      part=header["part"],
+      code_licence="Apache-2.0",
+      weights_licence=header.get("weights_licence", "not stated"),
+      tile=header.get("tile", False),
+      sampling=header.get("sampling", {}),
+      header=header,
+    )
+    whose = tokenizer or header.get("tokenizer")
+    return _assemble(from_json(header["config"]), variables, card, whose)
+  if preset is None:
+    raise TokzooError(
+      f"{path} holds weights in their authors' layout: name the published config they were "
+      "made with (preset=..., --preset)."
+    )
+  system, part, _ = systems.find_preset(preset)
+  card = {
+    "name": str(path),
+    "system": system,
+    "part": part,
+    "code_licence": "see the authors' repository",
+    "weights_licence": "see the authors' repository",
+  }
+  return _from_authors(path, preset, _entry_of_file(preset), tokenizer, card)
+
+
+def _from_hub(
+  text: str,
+  preset: str | None,
+  tokenizer: str | Path | None,
+  revision: str | None,
+) -> Pretrained:
+  parts = text.split("/")
+  repo, inside = "/".join(parts[:2]), "/".join(parts[2:])
+  known = [entry for entry in catalog().values() if entry.hub == repo]
+  if inside:
+    known = [entry for entry in known if entry.path == inside]
+  if len(known) == 1 and preset is None:
+    entry = known[0]
+    if revision is not None:
+      # The recorded hash is of the pinned revision.
+      entry = dataclasses.replace(entry, revision=revision, sha256=None)
+    return _from_entry(entry)
+  if len(known) > 1 and preset is None:
+    raise TokzooError(
+      f"{repo} holds several models: name one of "
+      f"{', '.join(sorted(entry.name for entry in known))}."
+    )
+  if preset is None:
+    raise TokzooError(
+      f"the catalog does not know {text!r}: name the published config as well (preset=...), "
+      f"or one of {', '.join(sorted(catalog()))}."
+    )
+  if not inside:
+    raise TokzooError(f"name the file in {repo} too: {repo}/PATH.")
+  return _from_file(download(repo, inside, revision), preset, tokenizer)
+
+
+def _from_authors(
+  path: Path,
+  preset: str,
+  under: str | None,
+  tokenizer: str | Path | None,
+  card: dict[str, Any],
+) -> Pretrained:
+  """Converts a published file: every shape asserted, no key left over, none missing."""
+  slug, part, config = systems.find_preset(preset)
+  table = systems.resolve(systems.find_part(slug, part).weights)
+  like = abstract_variables(config)
+  variables = table.to_ours(read_state(path, under), like)
+  return _assemble(config, variables, Card(**card), tokenizer)
+
+
+def abstract_variables(config: Any) -> Any:
+  """Shapes and dtypes of a model's variables, without making them."""
+  module = config.build()
+  slug, part = systems.part_of_config(config)
+  rngs = {"params": jax.random.key(0), "bits": jax.random.key(0)}
+  if systems.find_part(slug, part).kind == "tokenizer":
+    side = config.image_size
+    image = jax.ShapeDtypeStruct((1, side, side, config.channels), jnp.float32)
+    return jax.eval_shape(module.init, rngs, image)
+
+  def init():
+    return module.init(rngs, *config.example(), method=module.loss)
+
+  return jax.eval_shape(init)
+
+
+def _assemble(
+  config: Any, variables: Any, card: Card, tokenizer: str | Path | None
+) -> Pretrained:
+  module = config.build()
+  variables = jax.tree.map(jnp.asarray, variables)
+  if systems.find_part(card.system, card.part).kind == "tokenizer":
+    return PretrainedTokenizer(module, variables, card)
+  if tokenizer is None:
+    raise TokzooError(
+      f"{card.name} is a generator, and nothing says whose tokens it makes: pass "
+      "tokenizer=..."
+    )
+  maker = load(tokenizer)
+  if not isinstance(maker, PretrainedTokenizer):
+    raise TokzooError(
+      f"{tokenizer} is not a tokenizer: name the one that made the tokens."
+    )
+  trained_with = card.header.get("tokenizer_origin")
+  if trained_with and trained_with != str(maker.origin):
+    raise TokzooError(
+      f"{card.name} was trained on the tokens of {trained_with}, but {tokenizer} is "
+      f"{maker.origin}: pass the tokenizer it was trained with."
+    )
+  return PretrainedGenerator(module, variables, card, maker)
+
+
+def _entry_of_file(preset: str) -> str | None:
+  """Where in a torch file the weights of a preset lie, as the catalog records it."""
+  found = {entry.under for entry in catalog().values() if entry.preset == preset}
+  return found.pop() if len(found) == 1 else None
+
+
+def _kept_origin(run: Path) -> str | None:
+  """The tokenizer that a generator's run encoded its data with."""
+  path = run / "tokenizer.txt"
+  return path.read_text().strip() if path.is_file() else None

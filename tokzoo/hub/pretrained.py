@@ -1,0 +1,292 @@
+"""What `tokzoo.load` returns: a module with its variables, ready for arrays from outside.
+
+Inputs are checked here, at the boundary: dtype, range, NaN, size, whose tokens they are. The
+modules below trust what they get.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from tokzoo.errors import TokzooError
+from tokzoo.tokenizers.image.tiles import Tiling
+from tokzoo.tokens import Origin, Tokens
+from tokzoo.weights import fingerprint
+
+BATCH = 256
+"""Tiles, images or samples per call of a compiled function; the last call is filled up."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+  """Where a model comes from.
+
+  name:      catalog name, path or repository
+  system:    slug; `part` names the network
+  header:    what its file or run said of itself (recipe, metrics, ...)
+  """
+
+  name: str
+  system: str
+  part: str
+  code_licence: str
+  weights_licence: str
+  tile: bool = False
+  tokenizer: str | None = None
+  sampling: dict[str, Any] = dataclasses.field(default_factory=dict)
+  header: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class Pretrained:
+  """A module and its variables.
+
+  module:     the Linen module, pure; `module.apply(variables, ...)` works as ever
+  variables:  its collections
+  card:       where it comes from
+  """
+
+  def __init__(self, module: nn.Module, variables: Any, card: Card):
+    self.module = module
+    self.variables = variables
+    self.card = card
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """SHA-256 over all variables."""
+    return fingerprint(self.variables)
+
+  @property
+  def config(self) -> Any:
+    """The module's config."""
+    return self.module.config  # pyright: ignore[reportAttributeAccessIssue]
+
+  @property
+  def num_parameters(self) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(self.variables["params"]))
+
+  def __repr__(self) -> str:
+    millions = self.num_parameters / 1e6
+    return f"<{self.card.name}: {self.card.system} {self.card.part}, {millions:.2f} M>"
+
+
+class PretrainedTokenizer(Pretrained):
+  """A tokenizer: pictures to tokens and back."""
+
+  @functools.cached_property
+  def origin(self) -> Origin:
+    """Stamped on every token that it makes."""
+    return Origin(self.card.system, self.fingerprint)
+
+  def encode(self, images: Any) -> Tokens:
+    """Pictures to tokens.
+
+    Args:
+      images: uint8[B, H, W, C] in 0..255, or float32[B, H, W, C] in [-1, 1]; a single picture
+        [H, W, C] is a batch of one. Sizes as the model takes them; larger pictures:
+        `encode_picture`.
+
+    Raises:
+      TokzooError: another shape, dtype or range, or NaN.
+    """
+    pixels = as_pixels(images, self.config.channels)
+    parts = [self._encode(self.variables, part) for part in _batches(pixels)]
+    return _first_rows(parts, len(pixels)).replace(origin=self.origin)
+
+  def decode(
+    self, tokens: Tokens, size: tuple[int, int] | None = None
+  ) -> Float[np.ndarray, "B H W C"]:
+    """Tokens to pictures, float32 in [-1, 1] (clipped).
+
+    Args:
+      tokens: made by this very tokenizer.
+      size: height and width in pixels, for models that decode to several sizes.
+
+    Raises:
+      TokzooError: another tokenizer's tokens, or tokens that are not sound.
+    """
+    tokens.check().require_origin(self.origin)
+    size = size or (self.config.image_size,) * 2
+    plain = tokens.replace(origin=None)
+    parts = []
+    for start in range(0, tokens.batch, BATCH):
+      rows = jax.tree.map(lambda x, s=start: _filled(x[s : s + BATCH]), plain)
+      parts.append(np.asarray(self._decode(self.variables, rows, size)))
+    return np.clip(np.concatenate(parts)[: tokens.batch], -1, 1)
+
+  def reconstruct(self, images: Any) -> Float[np.ndarray, "B H W C"]:
+    """`decode(encode(images))`, at the pictures' own size."""
+    pixels = as_pixels(images, self.config.channels)
+    return self.decode(self.encode(pixels), (pixels.shape[1], pixels.shape[2]))
+
+  def encode_picture(self, image: Any) -> tuple[Tokens, Tiling | None]:
+    """One picture of any size: tile by tile where the card says so, whole otherwise.
+
+    Returns:
+      The tokens (a row per tile) and how the tiles lie; None if it was encoded whole.
+    """
+    pixels = as_pixels(image, self.config.channels)
+    if len(pixels) != 1:
+      raise TokzooError(
+        f"one picture was expected, {len(pixels)} came: pass them singly."
+      )
+    if not self.card.tile:
+      return self.encode(pixels), None
+    tiling = Tiling(*pixels.shape[1:3], self.config.image_size)
+    return self.encode(tiling.cut(pixels[0])), tiling
+
+  def decode_picture(
+    self, tokens: Tokens, tiling: Tiling | None, size: tuple[int, int] | None = None
+  ) -> Float[np.ndarray, "H W C"]:
+    """The inverse of `encode_picture`."""
+    if tiling is None:
+      return self.decode(tokens, size)[0]
+    if tokens.batch != tiling.rows * tiling.columns:
+      raise TokzooError(
+        f"{tokens.batch} tiles cannot make a picture of {tiling.rows} x {tiling.columns} "
+        "tiles: the token file is not whole."
+      )
+    return tiling.join(self.decode(tokens))
+
+  @functools.cached_property
+  def _encode(self):
+    return jax.jit(functools.partial(self.module.apply, method="encode"))
+
+  @functools.cached_property
+  def _decode(self):
+    def decode(variables, tokens, size):
+      return self.module.apply(variables, tokens, size=size, method="decode")
+
+    return jax.jit(decode, static_argnums=2)
+
+
+class PretrainedGenerator(Pretrained):
+  """A generator of another model's tokens.
+
+  tokenizer:  whose tokens it makes
+  """
+
+  def __init__(
+    self, module: nn.Module, variables: Any, card: Card, tokenizer: PretrainedTokenizer
+  ):
+    super().__init__(module, variables, card)
+    self.tokenizer = tokenizer
+
+  def sample(self, condition: Any, seed: int = 0, **settings: Any) -> Tokens:
+    """Draws one row of tokens per row of the condition.
+
+    Args:
+      condition: int labels [B] for a class model, TextFeatures for a text model.
+      seed: of every draw; the same seed and condition give the same tokens.
+      settings: in place of the card's sampling settings (guidance, temperature, steps, ...).
+
+    Raises:
+      TokzooError: labels out of range, a condition of another kind, a setting that the model
+        does not have.
+    """
+    condition = self._check_condition(condition)
+    chosen = {**self.card.sampling, **settings}
+    arrays = {k: v for k, v in chosen.items() if not isinstance(v, int | float | str)}
+    static = tuple(sorted((k, v) for k, v in chosen.items() if k not in arrays))
+    try:
+      tokens = self._sample(
+        self.variables, jax.random.key(seed), condition, arrays, static
+      )
+    except TypeError as error:
+      if "unexpected keyword argument" not in str(error):
+        raise
+      raise TokzooError(
+        f"{self.card.name} cannot be sampled with these settings ({error}): see "
+        f"tokzoo show {self.card.name}."
+      ) from error
+    return tokens.replace(origin=self.tokenizer.origin)
+
+  def generate(
+    self, condition: Any, seed: int = 0, **settings: Any
+  ) -> Float[np.ndarray, "B H W C"]:
+    """Samples tokens and decodes them: float32 in [-1, 1]."""
+    return self.tokenizer.decode(self.sample(condition, seed, **settings))
+
+  def _check_condition(self, condition: Any) -> Any:
+    classes = self.config.num_classes
+    if classes is None:
+      return condition
+    labels = np.asarray(condition)
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+      raise TokzooError(
+        f"class labels are integers of shape [B]; these are {labels.dtype}"
+        f"{list(labels.shape)}."
+      )
+    if labels.size == 0 or labels.min() < 0 or labels.max() >= classes:
+      raise TokzooError(
+        f"class labels run from 0 to {classes - 1}; these run from "
+        f"{labels.min(initial=0)} to {labels.max(initial=0)}."
+      )
+    return jnp.asarray(labels, jnp.int32)
+
+  @functools.cached_property
+  def _sample(self):
+    def sample(variables, rng, condition, arrays, static):
+      settings = {**arrays, **dict(static)}
+      return self.module.apply(variables, rng, condition, **settings, method="sample")
+
+    return jax.jit(sample, static_argnums=4)
+
+
+def as_pixels(images: Any, channels: int) -> Float[np.ndarray, "B H W C"]:
+  """Pictures from outside as float32[B, H, W, C] in [-1, 1].
+
+  Raises:
+    TokzooError: another shape, dtype or range, or NaN.
+  """
+  array = np.asarray(images)
+  if array.ndim == 3:
+    array = array[None]
+  if array.ndim != 4 or array.shape[-1] != channels or 0 in array.shape:
+    raise TokzooError(
+      f"pictures of shape [B, H, W, {channels}] or [H, W, {channels}] were expected; these "
+      f"are {list(np.shape(images))}: convert the colour channels or the axes first."
+    )
+  if array.dtype == np.uint8:
+    return array.astype(np.float32) / np.float32(127.5) - np.float32(1)
+  if not np.issubdtype(array.dtype, np.floating):
+    raise TokzooError(
+      f"pictures are uint8 in 0..255 or float in [-1, 1]; these are {array.dtype}."
+    )
+  if not np.isfinite(array).all():
+    raise TokzooError(
+      f"{int((~np.isfinite(array)).sum())} values of the pictures are NaN or infinite: mend "
+      "them first."
+    )
+  low, high = float(array.min()), float(array.max())
+  # One part in a thousand of slack for resampling and rounding.
+  if low < -1.001 or high > 1.001:
+    raise TokzooError(
+      f"float pictures lie in [-1, 1]; these run from {low:.3g} to {high:.3g}: scale them "
+      "(x / 127.5 - 1 for 0..255), or pass uint8."
+    )
+  return array.astype(np.float32)
+
+
+def _batches(pixels: np.ndarray) -> list[np.ndarray]:
+  """Parts of one size, so that one program serves them all."""
+  return [_filled(pixels[s : s + BATCH]) for s in range(0, len(pixels), BATCH)]
+
+
+def _filled(rows: Any) -> Any:
+  """Rows up to the next power of two (at most BATCH) by repeating the last."""
+  missing = 2 ** int(np.ceil(np.log2(len(rows)))) - len(rows)
+  if not missing:
+    return rows
+  return np.concatenate(
+    [np.asarray(rows), np.repeat(np.asarray(rows[-1:]), missing, 0)]
+  )
+
+
+def _first_rows(parts: list[Tokens], count: int) -> Tokens:
+  return jax.tree.map(lambda *xs: jnp.concatenate(xs)[:count], *parts)

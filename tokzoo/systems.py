@@ -1,0 +1,142 @@
+"""Every system of the zoo: a plain table from slug to what it is and where it lies.
+
+Modules are named, not imported, so that listing the zoo does not load it.
+"""
+
+import dataclasses
+import importlib
+from typing import Any, Literal
+
+from tokzoo.errors import unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """One network of a system.
+
+  kind:     what it is
+  config:   "module:Class" of its config, whose `build()` makes the module
+  presets:  "module:NAME" of its published configs by name
+  weights:  "module:NAME" of its conversion table
+  """
+
+  kind: Literal["tokenizer", "generator"]
+  config: str
+  presets: str
+  weights: str
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+  """A published system.
+
+  slug:        its name everywhere
+  title:       what it is, in a line
+  kind:        tokenizer, generator, or both
+  modality:    image, sound, video, ...
+  paper:       arXiv id
+  experiment:  its file under experiments/
+  parts:       its networks by name
+  """
+
+  slug: str
+  title: str
+  kind: str
+  modality: str
+  paper: str
+  experiment: str
+  parts: dict[str, Part]
+
+
+_BAE = "tokzoo.tokenizers.image.instella_t2i"
+_GENERATORS = "tokzoo.generators.instella_t2i"
+
+_ALL = (
+  System(
+    slug="instella-t2i",
+    title="Instella-T2I: 1D binary image tokens, with a diffusion and an AR generator",
+    kind="tokenizer + generators",
+    modality="image",
+    paper="2506.21022",
+    experiment="image/instella_t2i.py",
+    parts={
+      "tokenizer": Part(
+        "tokenizer", f"{_BAE}:Config", f"{_BAE}:PRESETS", f"{_BAE}:WEIGHTS"
+      ),
+      "diffusion": Part(
+        "generator",
+        f"{_GENERATORS}.diffusion:DiffusionConfig",
+        f"{_GENERATORS}.diffusion:PRESETS",
+        f"{_GENERATORS}.diffusion:DIFFUSION_WEIGHTS",
+      ),
+      "ar": Part(
+        "generator",
+        f"{_GENERATORS}.autoregressive:ARConfig",
+        f"{_GENERATORS}.autoregressive:PRESETS",
+        f"{_GENERATORS}.autoregressive:AR_WEIGHTS",
+      ),
+    },
+  ),
+)
+
+SYSTEMS: dict[str, System] = {system.slug: system for system in _ALL}
+assert len(SYSTEMS) == len(_ALL), "two systems bear one slug"
+
+
+def find_system(slug: str) -> System:
+  """The system of that slug.
+
+  Raises:
+    TokzooError: no such system; the nearest is suggested.
+  """
+  if slug not in SYSTEMS:
+    raise unknown("system", slug, SYSTEMS)
+  return SYSTEMS[slug]
+
+
+def find_part(slug: str, part: str) -> Part:
+  """The part of that name.
+
+  Raises:
+    TokzooError: no such system or part.
+  """
+  parts = find_system(slug).parts
+  if part not in parts:
+    raise unknown(f"part of {slug}", part, parts)
+  return parts[part]
+
+
+def resolve(address: str) -> Any:
+  """The object at "module:NAME"."""
+  module, name = address.split(":")
+  return getattr(importlib.import_module(module), name)
+
+
+def part_of_config(config: Any) -> tuple[str, str]:
+  """Slug and part name whose config class this is.
+
+  Raises:
+    TokzooError: the config is of no system in the table.
+  """
+  cls = type(config)
+  for system in SYSTEMS.values():
+    for name, part in system.parts.items():
+      if resolve(part.config) is cls:
+        return system.slug, name
+  raise unknown("config class", cls.__name__, [s.slug for s in SYSTEMS.values()])
+
+
+def find_preset(name: str) -> tuple[str, str, Any]:
+  """Slug, part and config of a published preset.
+
+  Raises:
+    TokzooError: no preset of that name.
+  """
+  known = {}
+  for system in SYSTEMS.values():
+    for part_name, part in system.parts.items():
+      for preset, config in resolve(part.presets).items():
+        known[preset] = (system.slug, part_name, config)
+  if name not in known:
+    raise unknown("preset", name, known)
+  return known[name]

@@ -1,0 +1,237 @@
+"""The two tasks that most systems train with: give back the input, and model its tokens.
+
+A system with an objective of its own writes its own task (`tokzoo.contract.Task`).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from tokzoo.contract import Batch, Losses, Output, Variables
+from tokzoo.errors import TokzooError
+from tokzoo.losses import adversarial, reconstruction
+from tokzoo.metrics import PSNR, SSIM, BitEntropy, BitsPerPixel, CodebookUsage, Mean
+from tokzoo.metrics.images import WINDOW
+from tokzoo.nn.discriminator import Discriminator
+from tokzoo.tokens import Tokens
+
+_DISTANCES = {
+  "l1": reconstruction.l1,
+  "l2": reconstruction.l2,
+  "smooth_l1": reconstruction.smooth_l1,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Adversary:
+  """A patch discriminator against the reconstructions (hinge loss)."""
+
+  weight: float = 0.1
+  """Of the generator's adversarial loss."""
+  start_step: int = 0
+  """First step at which either side sees the other; the discriminator's optimizer has a
+  `start_step` of its own."""
+  width: int = 64
+  """Features of the first layer."""
+  layers: int = 3
+  """Strided layers after the first."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconstruction:
+  """Trains a tokenizer to give back what it is given.
+
+  Loss: distance(reconstruction, input) + sum of weights * the tokenizer's named losses
+  (+ the adversary's). With `batch["teacher"]` and a tokenizer that predicts it (feature
+  "repa"), `weights["repa"]` aligns the two by cosine similarity.
+  """
+
+  model: Any
+  """Config of the tokenizer; its `build()` makes the module."""
+  distance: Literal["l1", "l2", "smooth_l1"] = "smooth_l1"
+  """Between reconstruction and input, mean over all elements."""
+  weights: dict[str, float] = dataclasses.field(default_factory=dict)
+  """Weight of each of the tokenizer's named losses; those not named are only logged."""
+  adversary: Adversary | None = None
+  """Discriminator; None: no second player."""
+
+  @property
+  def players(self) -> Mapping[str, str]:
+    if self.adversary is None:
+      return {"model": ".*"}
+    return {"discriminator": "discriminator/", "model": ".*"}
+
+  def init(self, rng: PRNGKeyArray, batch: Batch) -> Variables:
+    params_rng, bits_rng, critic_rng = jax.random.split(rng, 3)
+    rngs = {"params": params_rng, "bits": bits_rng}
+    variables = dict(self.model.build().init(rngs, batch["image"]))
+    if self.adversary is not None:
+      critic = self._critic().init(critic_rng, batch["image"])
+      variables["params"] = {
+        **variables["params"],
+        "discriminator": critic["params"],
+      }
+    return variables
+
+  def losses(
+    self, variables: Variables, batch: Batch, rng: PRNGKeyArray, step: Int[Array, ""]
+  ) -> Losses:
+    image = batch["image"]
+    output, updates = self._apply(variables, image, rng, train=True)
+    distance = _DISTANCES[self.distance](output.reconstruction, image)
+    metrics = {self.distance: distance, **output.losses}
+    if "teacher" in batch and "repa" in output.features:
+      metrics["repa"] = 1 - _cosine(output.features["repa"], batch["teacher"]).mean()
+    unknown = set(self.weights) - set(metrics)
+    if unknown:
+      raise TokzooError(
+        f"the recipe weighs a loss {min(unknown)!r}, but this model has "
+        f"{', '.join(sorted(metrics))}: correct the name under weights."
+      )
+    total = distance + sum(w * metrics[name] for name, w in self.weights.items())
+    if self.adversary is None:
+      return Losses({"model": total}, metrics, updates)
+    critic = self._critic()
+    params = {"params": variables["params"]["discriminator"]}
+    fake_logits = critic.apply(params, output.reconstruction.astype(image.dtype))
+    seen_logits = critic.apply(
+      params, jax.lax.stop_gradient(output.reconstruction).astype(image.dtype)
+    )
+    real_logits = critic.apply(params, image)
+    started = (step >= self.adversary.start_step).astype(jnp.float32)
+    fooling = adversarial.hinge_generator(fake_logits)
+    telling = adversarial.hinge_discriminator(real_logits, seen_logits)
+    metrics |= {"adversarial": fooling, "discriminator": telling}
+    return Losses(
+      {
+        "model": total + started * self.adversary.weight * fooling,
+        "discriminator": started * telling,
+      },
+      metrics,
+      updates,
+    )
+
+  def evaluate(
+    self, variables: Variables, batch: Batch, rng: PRNGKeyArray
+  ) -> dict[str, Any]:
+    image, valid = batch["image"], batch.get("valid")
+    output, _ = self._apply(variables, image, rng, train=False)
+    shown = jnp.clip(output.reconstruction, -1, 1)
+    metrics: dict[str, Any] = {
+      "psnr": PSNR.from_batch(image, shown, valid),
+      "bits_per_pixel": BitsPerPixel.from_tokens(output.tokens, image, valid),
+    }
+    if min(image.shape[1:3]) >= WINDOW:
+      metrics["ssim"] = SSIM.from_batch(image, shown, valid)
+    return metrics | usage(output.tokens, valid)
+
+  def pictures(
+    self, variables: Variables, batch: Batch, rng: PRNGKeyArray
+  ) -> dict[str, Float[Array, "B H W C"]]:
+    output, _ = self._apply(variables, batch["image"], rng, train=False)
+    shown = jnp.clip(output.reconstruction, -1, 1)
+    return {"original_over_reconstruction": jnp.concatenate([batch["image"], shown], 1)}
+
+  def _apply(
+    self, variables: Variables, image: Array, rng: PRNGKeyArray, train: bool
+  ) -> tuple[Output, dict[str, Any]]:
+    """The tokenizer on a batch, and the new values of its mutable collections."""
+    module: nn.Module = self.model.build()
+    params = {k: v for k, v in variables["params"].items() if k != "discriminator"}
+    inputs = {**variables, "params": params}
+    if not train:
+      return module.apply(inputs, image), {}
+    mutable = [name for name in variables if name != "params"]
+    # Named streams of one key: each layer folds its own path in.
+    rngs = {"bits": rng, "codebook": rng, "dropout": rng}
+    output, updates = module.apply(
+      inputs, image, train=True, rngs=rngs, mutable=mutable
+    )
+    return output, dict(updates)
+
+  def _critic(self) -> Discriminator:
+    assert self.adversary is not None
+    return Discriminator(self.adversary.width, self.adversary.layers)
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+  """Trains a generator on tokens that a tokenizer made beforehand.
+
+  Batches hold `packed` uint32[B, L, w] (or `ids` int32[B, L] / [B, L, Q]) and the condition:
+  `label` int32[B], or `features` float[B, layers, T, C] with `text_mask` bool[B, T].
+  """
+
+  model: Any
+  """Config of the generator; its `build()` makes the module."""
+
+  @property
+  def players(self) -> Mapping[str, str]:
+    return {"model": ".*"}
+
+  def init(self, rng: PRNGKeyArray, batch: Batch) -> Variables:
+    params_rng, loss_rng = jax.random.split(rng)
+    module = self.model.build()
+    inputs = self.tokens(batch), self.model.condition(batch), loss_rng
+    return module.init({"params": params_rng}, *inputs, method=module.loss)
+
+  def losses(
+    self, variables: Variables, batch: Batch, rng: PRNGKeyArray, step: Int[Array, ""]
+  ) -> Losses:
+    loss, metrics = self._loss(variables, batch, rng)
+    return Losses({"model": loss}, {"loss": loss, **metrics})
+
+  def evaluate(
+    self, variables: Variables, batch: Batch, rng: PRNGKeyArray
+  ) -> dict[str, Any]:
+    valid = batch.get("valid")
+    rows = {name: value[:, None] for name, value in batch.items() if name != "valid"}
+    rngs = jax.random.split(rng, jax.tree.leaves(rows)[0].shape[0])
+    # Row by row, so that rows that only fill the last batch can be left out.
+    loss, metrics = jax.vmap(lambda row, key: self._loss(variables, row, key))(
+      rows, rngs
+    )
+    named = {"loss": loss, **metrics}
+    return {name: Mean.from_batch(value, valid) for name, value in named.items()}
+
+  def pictures(
+    self, variables: Variables, batch: Batch, rng: PRNGKeyArray
+  ) -> dict[str, Float[Array, "B H W C"]]:
+    return {}
+
+  def tokens(self, batch: Batch) -> Tokens:
+    """The batch's tokens."""
+    if "packed" in batch:
+      packed = batch["packed"]
+      return Tokens(packed=packed, bits=self.model.bits, grid=(packed.shape[1],))
+    if "ids" in batch:
+      return Tokens.from_ids(batch["ids"], self.model.vocab)
+    raise TokzooError(
+      f"a generator trains on tokens, but the data has {', '.join(sorted(batch))}: encode it "
+      "first (tokzoo encode), or name the recipe's tokenizer."
+    )
+
+  def _loss(self, variables: Variables, batch: Batch, rng: PRNGKeyArray):
+    module = self.model.build()
+    inputs = self.tokens(batch), self.model.condition(batch), rng
+    return module.apply(variables, *inputs, method=module.loss)
+
+
+def usage(tokens: Tokens, valid: Array | None = None) -> dict[str, Any]:
+  """How tokens use their codes: bit entropy, or codebook usage and perplexity."""
+  if tokens.packed is not None:
+    return {"bits": BitEntropy.from_bits(tokens.unpacked(), valid)}
+  if tokens.ids is not None and tokens.vocab is not None:
+    return {"codebook": CodebookUsage.from_ids(tokens.ids, tokens.vocab, valid)}
+  return {}
+
+
+def _cosine(x: Float[Array, "B P R"], y: Float[Array, "B P R"]) -> Float[Array, "B P"]:
+  x, y = x.astype(jnp.float32), y.astype(jnp.float32)
+  norms = jnp.linalg.norm(x, axis=-1) * jnp.linalg.norm(y, axis=-1)
+  return (x * y).sum(-1) / jnp.maximum(norms, 1e-8)
