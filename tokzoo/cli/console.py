@@ -1,0 +1,152 @@
+"""What the commands share: arguments, tables, JSON, pictures on disk."""
+
+import dataclasses
+import io
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from PIL import Image, UnidentifiedImageError
+from rich.console import Console
+from rich.table import Table
+
+from tokzoo.errors import TokzooError
+from tokzoo.files import write_atomic
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
+def parse(function: Callable[..., Any], command: str, arguments: Sequence[str]) -> Any:
+  """Calls `function` with typed arguments from the command line.
+
+  Misspelt options, missing values and `--help` are tyro's: exit code 2 and no traceback.
+  """
+  return tyro.cli(
+    function,
+    prog=f"tokzoo {command}",
+    args=list(arguments),
+    config=(tyro.conf.AvoidSubcommands,),
+  )
+
+
+def emit(data: Any, as_json: bool, render: Callable[[Console], None]) -> None:
+  """Prints `data` as JSON, or lets `render` show it to a person."""
+  if as_json:
+    print(json.dumps(data, indent=2, default=_plain))
+  else:
+    render(Console())
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+  """A table whose numbers are rounded for reading."""
+  made = Table(title=title, title_justify="left", title_style="bold")
+  numeric = [
+    all(isinstance(row[i], int | float) for row in rows) for i in range(len(columns))
+  ]
+  for column, right in zip(columns, numeric, strict=True):
+    made.add_column(column, justify="right" if right and rows else "left")
+  for row in rows:
+    made.add_row(*(shown(value) for value in row))
+  return made
+
+
+def shown(value: Any) -> str:
+  """A value as people read it."""
+  if isinstance(value, float):
+    return f"{value:.4g}"
+  if isinstance(value, list | tuple):
+    return ", ".join(shown(item) for item in value)
+  return "" if value is None else str(value)
+
+
+def facts(title: str, values: Mapping[str, Any]) -> Table:
+  """Names and values, one a line."""
+  return table(
+    title, ("", ""), [(name, shown(value)) for name, value in values.items()]
+  )
+
+
+def read_picture(path: str | Path, channels: int) -> np.ndarray:
+  """A picture file as uint8[H, W, channels].
+
+  Raises:
+    TokzooError: no such file, not a picture, or one that is damaged.
+  """
+  path = Path(path)
+  if not path.is_file():
+    raise TokzooError(f"there is no picture at {path}: check the path.")
+  try:
+    with Image.open(path) as image:
+      return np.asarray(image.convert("RGB" if channels == 3 else "L")).reshape(
+        image.height, image.width, channels
+      )
+  except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    raise TokzooError(
+      f"{path} is not a picture that can be read ({error}): convert it to PNG or JPEG."
+    ) from error
+
+
+def find_pictures(path: str | Path) -> list[Path]:
+  """The picture files at a path: the file itself, or all in a folder.
+
+  Raises:
+    TokzooError: no such path, or a folder without pictures.
+  """
+  path = Path(path)
+  if path.is_file():
+    return [path]
+  if not path.is_dir():
+    raise TokzooError(
+      f"there is nothing at {path}: name a picture or a folder of them."
+    )
+  found = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES)
+  if not found:
+    raise TokzooError(
+      f"the folder {path} holds no pictures ({', '.join(PICTURES)}): name another."
+    )
+  return found
+
+
+def to_uint8(image: np.ndarray) -> np.ndarray:
+  """float in [-1, 1] -> uint8, rounded."""
+  return np.clip(np.round((np.asarray(image) + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+def write_picture(path: str | Path, image: np.ndarray) -> None:
+  """Writes float[H, W, C] in [-1, 1] or uint8 as a picture file, whole or not at all.
+
+  Raises:
+    TokzooError: an ending that is no picture format, or a path that cannot be written.
+  """
+  path = Path(path)
+  if path.suffix.lower() not in PICTURES:
+    raise TokzooError(
+      f"{path.name} has the ending {path.suffix!r}; pictures are written as "
+      f"{', '.join(PICTURES)}."
+    )
+  array = image if image.dtype == np.uint8 else to_uint8(image)
+  picture = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+  buffer = io.BytesIO()
+  Image.init()
+  picture.save(buffer, format=Image.registered_extensions()[path.suffix.lower()])
+  write_atomic(path, buffer.getvalue())
+
+
+def note(text: str) -> None:
+  """Says something on stderr, so that stdout stays parseable."""
+  print(text, file=sys.stderr)
+
+
+def _plain(value: Any) -> Any:
+  """What json does not know: dataclasses, NumPy, paths."""
+  if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    return dataclasses.asdict(value)
+  if isinstance(value, np.generic):
+    return value.item()
+  if isinstance(value, np.ndarray):
+    return value.tolist()
+  return str(value)

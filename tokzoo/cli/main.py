@@ -1,0 +1,89 @@
+"""`tokzoo COMMAND ...`: one line a command; each lives in a module of its own."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+  "quickstart": (
+    "quickstart",
+    "Photographs to tokens and back, and new digits, in minutes.",
+  ),
+  "list": ("zoo", "The systems, their recipes and checkpoints."),
+  "show": ("zoo", "One system, recipe or checkpoint in full."),
+  "train": ("training", "Train a recipe, or continue its run."),
+  "export": ("training", "Turn a run into one checkpoint file."),
+  "encode": ("coding", "Pictures, or a whole data set, to tokens."),
+  "decode": ("coding", "Tokens to a picture."),
+  "reconstruct": ("coding", "Pictures through a tokenizer, with a sheet and numbers."),
+  "generate": ("generating", "Sample pictures from a generator."),
+  "evaluate": ("evaluating", "Measure a tokenizer or a generator on a data set."),
+  "reproduce": ("reproducing", "Measure a system's claims and write the report."),
+  "convert": ("converting", "Published weights to ours, and back."),
+  "data": ("data", "Check, prepare or time a data set."),
+}
+"""Command -> (module of tokzoo.cli, what it does)."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Runs one command. A user's mistake ends in one sentence and exit code 2."""
+  arguments = list(sys.argv[1:] if arguments is None else arguments)
+  if not arguments or arguments[0] in ("-h", "--help", "help"):
+    _help()
+    return 0
+  if arguments[0] in ("-V", "--version"):
+    from importlib.metadata import version
+
+    print(f"tokzoo {version('tokzoo')}")
+    return 0
+  _quiet_start()
+  from tokzoo.errors import TokzooError, unknown
+
+  name, *rest = arguments
+  try:
+    if name not in COMMANDS:
+      raise unknown("command", name, COMMANDS)
+    module = importlib.import_module(f"tokzoo.cli.{COMMANDS[name][0]}")
+    return int(getattr(module, f"run_{name}")(rest) or 0)
+  except TokzooError as error:
+    print(f"tokzoo: {error}", file=sys.stderr)
+    return 2
+  except BrokenPipeError:
+    # The reader of a pipe (`tokzoo list | head`) has gone; that is no error.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+  except KeyboardInterrupt:
+    print("tokzoo: stopped.", file=sys.stderr)
+    return 130
+
+
+def _help() -> None:
+  from rich.console import Console
+  from rich.table import Table
+
+  console = Console()
+  console.print("[bold]tokzoo[/bold]: one zoo, one contract, every token.\n")
+  table = Table.grid(padding=(0, 3))
+  for name, (_, about) in COMMANDS.items():
+    table.add_row(f"  tokzoo [bold]{name}[/bold]", about)
+  console.print(table)
+  console.print("\n  tokzoo COMMAND --help says more.")
+
+
+def _quiet_start() -> None:
+  """Settings that must stand before jax is imported."""
+  # Absl and XLA greet on stderr; a user's one sentence should stand alone there.
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  os.environ.setdefault("ABSL_MIN_LOG_LEVEL", "2")
+  import jax
+
+  from tokzoo.places import cache_dir
+
+  # A second start of the same command compiles nothing.
+  jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "jax"))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+if __name__ == "__main__":
+  sys.exit(main())

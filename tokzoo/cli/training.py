@@ -1,0 +1,136 @@
+"""`tokzoo train` and `tokzoo export`."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+
+from tokzoo.cli.console import emit, facts, note, parse
+from tokzoo.cli.experiments import find_recipe, load_experiment
+from tokzoo.cli.tokenizing import with_tokens
+from tokzoo.errors import TokzooError
+from tokzoo.hub import load
+from tokzoo.systems import part_of_config
+from tokzoo.train import Recipe, Result, from_json, load_run, to_json, train
+from tokzoo.train.run_dir import code_version
+from tokzoo.weights.checkpoint import write_checkpoint
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+  """Trains a recipe, or continues its run.
+
+  Any field of the recipe is an option too: --steps 100 --model.width 256
+  --optimizers.model.peak-lr 1e-4 --data.source folder:pictures. `--help` after --recipe
+  lists them all.
+  """
+
+  experiment: tyro.conf.Positional[str]
+  """A system (instella-t2i) or a file (experiments/image/instella_t2i.py)."""
+  recipe: str = "nano"
+  """Name of the recipe; tokzoo list shows them."""
+  out: Path | None = None
+  """Run directory; runs/SYSTEM-RECIPE by default. A run that is there is continued."""
+  restart: bool = False
+  """Begin anew where the directory already holds a run."""
+  writers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+  """Further places for numbers and pictures."""
+  json: bool = False
+  """Print the result as JSON."""
+
+
+def run_train(arguments: Sequence[str]) -> int:
+  arguments = list(arguments)
+  wants_help = "--help" in arguments or "-h" in arguments
+  # Two readings of one line: what to train, then the fields of that very recipe.
+  first = [word for word in arguments if word not in ("--help", "-h")]
+  if wants_help and not first:
+    tyro.cli(Train, prog="tokzoo train", args=["--help"])
+  config = (tyro.conf.AvoidSubcommands,)
+  what, rest = tyro.cli(
+    Train, prog="tokzoo train", args=first, return_unknown_args=True, config=config
+  )
+  named = find_recipe(load_experiment(what.experiment), what.recipe)
+  recipe = tyro.cli(
+    Recipe,
+    prog=f"tokzoo train {what.experiment} --recipe {what.recipe}",
+    description=f"The fields of the recipe {what.recipe}.",
+    default=named,
+    args=["--help"] if wants_help else rest,
+    config=config,
+  )
+  out = what.out or Path("runs") / f"{recipe.system}-{recipe.name}"
+  result = run_recipe(recipe, out, restart=what.restart, writers=what.writers)
+  told = {
+    "out": str(result.out),
+    "step": result.step,
+    "stopped_by": result.stopped_by,
+    "metrics": result.metrics,
+    "evaluations": result.evaluations,
+  }
+
+  def render(console: Console) -> None:
+    numbers = {
+      f"{name} {metric}": value
+      for name, metrics in result.evaluations.items()
+      for metric, value in metrics.items()
+    }
+    console.print(facts(f"{recipe.system} {recipe.name}, step {result.step}", numbers))
+    console.print(f"The run is in {result.out}; the same command continues it.")
+
+  emit(told, what.json, render)
+  return 0
+
+
+def run_recipe(recipe: Recipe, out: Path, **settings: Any) -> Result:
+  """Trains a recipe; one that names a tokenizer has its data encoded first."""
+  if recipe.tokenizer is not None:
+    tokenizer = load(recipe.tokenizer)
+    recipe = with_tokens(recipe, tokenizer, out)
+  initial = None
+  if recipe.init_from is not None and not Path(recipe.init_from).is_dir():
+    initial = load(recipe.init_from).variables
+  return train(recipe, out, initial=initial, **settings)
+
+
+def run_export(arguments: Sequence[str]) -> None:
+  parse(export, "export", arguments)
+
+
+def export(
+  run: Annotated[Path, tyro.conf.Positional],
+  /,
+  out: Path,
+  weights_licence: str = "not stated",
+) -> None:
+  """Turns a run into one checkpoint file that tokzoo.load reads.
+
+  Args:
+    run: the run directory.
+    out: the file to write, *.safetensors.
+    weights_licence: under which others may use the weights.
+  """
+  if out.suffix != ".safetensors":
+    raise TokzooError(f"a checkpoint ends in .safetensors; {out} does not.")
+  model = load(run)
+  recipe_json, _, step = load_run(run)
+  recipe = from_json(recipe_json)
+  system, part = part_of_config(model.config)
+  header = {
+    "system": system,
+    "part": part,
+    "config": to_json(model.config),
+    "recipe": recipe_json,
+    "step": step,
+    "tile": recipe.tile,
+    "sampling": recipe.sampling,
+    "tokenizer": recipe.tokenizer,
+    "tokenizer_origin": model.card.header.get("tokenizer_origin"),
+    "weights_licence": weights_licence,
+    "code_version": code_version(),
+  }
+  write_checkpoint(out, model.variables, header)
+  note(f"wrote {out}: {system} {part}, {model.num_parameters / 1e6:.2f} M parameters.")
