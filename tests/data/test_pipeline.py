@@ -101,6 +101,9 @@ def test_views_of_a_record_are_drawn_anew():
   assert len(np.unique(first.reshape(60, -1), axis=0)) > 55
   # Draws depend on the view, not on the thread or the size of the batch.
   assert_same(take(loader(config, 15, seed=0), 4), {"image": first})
+  in_order = DataConfig(**{**vars(config), "shuffle": False})
+  one, other = (take(loader(in_order, 60, seed), 1)["image"] for seed in (0, 1))
+  assert (one != other).any(axis=(1, 2, 3)).sum() > 55
 
 
 def test_arrays(numbered):
@@ -252,7 +255,8 @@ def test_evaluation_sees_every_record_once(numbered, size, count):
   assert seen == list(range(13))
   for batch in batches:
     assert batch["valid"].dtype == np.bool_
-    assert np.isfinite(batch["image"]).all()
+  filling = ~batches[-1]["valid"]
+  assert {*np.array(numbers(batches[-1]))[filling]} <= {12}  # copies of the last record
 
 
 def test_evaluation_on_several_hosts(numbered):
@@ -301,6 +305,12 @@ def test_pictures_of_several_sizes(tmp_path):
 def test_numbers_that_do_not_fit(numbered):
   with pytest.raises(TokzooError, match="1 epochs of 13 views hold no batch of 14"):
     loader(numbered, 14, seed=0, epochs=1)
+  with pytest.raises(TokzooError, match="batch of 0"):
+    evaluation_batches(numbered, 0)
+  with pytest.raises(TokzooError, match="seed is -1"):
+    loader(numbered, 4, seed=-1)
+  with pytest.raises(TokzooError, match=r"130000000000 views .* at most"):
+    loader(DataConfig(**{**vars(numbered), "repeat": 10**10}), 4, seed=0)
   with pytest.raises(TokzooError, match=r"data.repeat is 0"):
     loader(DataConfig(repeat=0), 4, seed=0)
   with pytest.raises(TokzooError, match=r"data.size is not set"):

@@ -80,7 +80,7 @@ def test_resized_shapes(height, width, shorter):
 
 
 def test_center_crop_and_range():
-  image = picture(3, 21, 30)
+  image = picture(3, 21, 31)
   found = view(DataConfig(crop="center", size=16), image)
   wanted = image[2:18, 7:23].astype(np.float32) / 127.5 - 1
   assert found.dtype == np.float32

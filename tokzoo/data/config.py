@@ -12,7 +12,8 @@ class DataConfig:
   """A source and its image transforms, applied in the order of the fields."""
 
   source: str = "photos"
-  """photos, digits, fashion-mnist, folder:PATH, arrayrecord:PATH, tfds:NAME, webdataset:PATH."""
+  """photos, digits, fashion-mnist[:PATH], folder:PATH, arrayrecord:PATH, tfds:NAME or
+  webdataset:PATH."""
   split: str = "train"
   """train, test, or what the source calls its parts."""
   skip_bad: bool = False

@@ -29,6 +29,9 @@ from tokzoo.errors import TokzooError
 _FEW = 64
 """Sources of at most so many pictures are decoded once and kept: packaged photographs."""
 
+_MOST_VIEWS = 2**32 - 1
+"""Of one epoch: Grain's shuffle counts in 32 bits."""
+
 
 def host_rows(
   mesh: Mesh,
@@ -70,6 +73,8 @@ def host_rows(
       if device.process_index == process
     }
   )
+  if not starts:
+    raise TokzooError(f"process {process} has no device in the mesh: leave it out.")
   each = global_batch // parts
   if starts != list(range(starts[0], starts[0] + each * len(starts), each)):
     raise TokzooError(
@@ -108,6 +113,9 @@ def loader(
     TokzooError: here, the source cannot be opened or the sizes do not go together; from
       `next`, a record cannot be read.
   """
+  _require_rows(batch_size, rows)
+  if seed < 0:
+    raise TokzooError(f"the seed is {seed}: it must be at least 0.")
   views = _views(config, open_source(config), seed)
   batches = sys.maxsize if epochs is None else epochs * len(views) // batch_size
   if batches == 0:
@@ -146,6 +154,7 @@ def evaluation_batches(
   Raises:
     TokzooError: as `loader`.
   """
+  _require_rows(batch_size, rows)
   views = _views(config, open_source(config), seed=None)
   count = -(-len(views) // batch_size)
   places = range(batch_size)[rows or slice(None)]
@@ -157,6 +166,14 @@ def evaluation_batches(
 
   number = count if batches is None else min(batches, count)
   return _in_threads(grain.MapDataset.range(number).map(make), config)
+
+
+def _require_rows(batch_size: int, rows: slice | None) -> None:
+  """Raises unless there is a batch and the rows lie in it."""
+  if batch_size < 1:
+    raise TokzooError(f"a batch of {batch_size} was asked for: it must be at least 1.")
+  if rows is not None and not 0 <= rows.start < rows.stop <= batch_size:
+    raise ValueError(f"{rows} is not a part of a batch of {batch_size} rows")
 
 
 def _views(config: DataConfig, source: Source, seed: int | None) -> grain.MapDataset:
@@ -171,6 +188,11 @@ def _views(config: DataConfig, source: Source, seed: int | None) -> grain.MapDat
   if config.repeat < 1:
     raise TokzooError(f"data.repeat is {config.repeat}: it must be at least 1.")
   records = len(source)
+  if records * config.repeat > _MOST_VIEWS:
+    raise TokzooError(
+      f"an epoch of {records * config.repeat} views is more than can be shuffled: set "
+      f"data.repeat to at most {_MOST_VIEWS // records}."
+    )
 
   def read(record: int) -> Record:
     return fixed_part(config, source[record])
@@ -191,7 +213,7 @@ def _views(config: DataConfig, source: Source, seed: int | None) -> grain.MapDat
 
 def _stack(examples: list[Any]) -> dict[str, np.ndarray]:
   """Examples as one batch."""
-  shapes = {example["image"].shape for example in examples}
+  shapes = {example["image"].shape for example in examples if "image" in example}
   if len(shapes) > 1:
     height, width, _ = min(shapes)
     other_height, other_width, _ = max(shapes)

@@ -59,6 +59,8 @@ def fixed_part(config: DataConfig, record: Record) -> Record:
   Returns:
     The record with `image` uint8[H', W', config.channels].
   """
+  if "image" not in record:
+    return record  # tokens: there is nothing to transform
   image = to_channels(record["image"], config.channels)
   if config.resize is not None:
     image = resize_shorter(image, config.resize, config.filter, config.antialias)
@@ -81,6 +83,8 @@ def random_part(
   Raises:
     TokzooError: the picture is smaller than the crop, or is not of the size without one.
   """
+  if "image" not in record:
+    return {name: value for name, value in record.items() if name != "key"}
   image = record["image"]
   height, width = image.shape[:2]
   size = config.size

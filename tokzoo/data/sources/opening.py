@@ -10,6 +10,7 @@ from tokzoo.data.sources.base import BadRecord, Encoded, Record, Source
 from tokzoo.data.sources.fashion_mnist import fashion_mnist
 from tokzoo.data.sources.folder import Folder
 from tokzoo.data.sources.packaged import Photos, digits
+from tokzoo.data.sources.tokens import TokenSource
 from tokzoo.data.sources.webdataset import WebDataset
 from tokzoo.errors import TokzooError, unknown
 
@@ -21,6 +22,7 @@ KINDS = (
   "arrayrecord",
   "tfds",
   "webdataset",
+  "tokens",
 )
 
 
@@ -95,6 +97,8 @@ def _open(name: str, split: str) -> Source:
       return TfdsSource(path, split)
     case "webdataset":
       return WebDataset(path, split)
+    case "tokens":
+      return TokenSource(path, split)
   raise unknown("source", kind, KINDS)
 
 
