@@ -58,7 +58,7 @@ def with_tokens(recipe: Recipe, tokenizer: PretrainedTokenizer, out: Path) -> Re
       if kept_origin(place) is None:
         count = encode_dataset(data, tokenizer, place)
         note(f"encoded {data.source} {data.split}: {count} records in {place}")
-      elif kept_origin(place) != str(tokenizer.origin):
+      elif kept_origin(place) != tokenizer.origin:
         raise TokzooError(
           f"{place} holds the tokens of {kept_origin(place)}, not of {tokenizer.origin}: "
           "choose another --out, or remove the folder."

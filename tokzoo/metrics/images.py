@@ -18,10 +18,11 @@ from tokzoo.metrics.state import Additive, ratio, sum_rows
 DATA_RANGE = 2.0
 """Of pictures in [-1, 1]."""
 
-_RADIUS = (
-  5  # of the Gaussian window: int(3.5 sigma + 0.5), as scikit-image truncates it
-)
 _SIGMA = 1.5
+# Of the Gaussian window: int(3.5 sigma + 0.5), as scikit-image truncates it.
+_RADIUS = 5
+SSIM_WINDOW = 2 * _RADIUS + 1
+"""Side in pixels of the smallest picture that SSIM is defined for."""
 
 
 @struct.dataclass

@@ -16,7 +16,7 @@ from tokzoo.contract import Batch, Losses, Output, Variables
 from tokzoo.errors import TokzooError
 from tokzoo.losses import adversarial, reconstruction
 from tokzoo.metrics import PSNR, SSIM, BitEntropy, BitsPerPixel, CodebookUsage, Mean
-from tokzoo.metrics.images import WINDOW
+from tokzoo.metrics.images import SSIM_WINDOW
 from tokzoo.nn.discriminator import Discriminator
 from tokzoo.tokens import Tokens
 
@@ -124,9 +124,11 @@ class Reconstruction:
     shown = jnp.clip(output.reconstruction, -1, 1)
     metrics: dict[str, Any] = {
       "psnr": PSNR.from_batch(image, shown, valid),
-      "bits_per_pixel": BitsPerPixel.from_tokens(output.tokens, image, valid),
+      "bits_per_pixel": BitsPerPixel.from_tokens(
+        output.tokens, *image.shape[1:3], valid
+      ),
     }
-    if min(image.shape[1:3]) >= WINDOW:
+    if min(image.shape[1:3]) >= SSIM_WINDOW:
       metrics["ssim"] = SSIM.from_batch(image, shown, valid)
     return metrics | usage(output.tokens, valid)
 

@@ -70,8 +70,8 @@ class TokenSource(Source):
 class TokenWriter:
   """Writes a folder of token records; nothing that looks whole is left if it is stopped.
 
-    with TokenWriter(folder, tokenizer.origin) as writer:
-      writer.write({"packed": ..., "label": ...}, tokens)
+  with TokenWriter(folder, tokenizer.origin) as writer:
+    writer.write({"packed": ..., "label": ...}, tokens)
   """
 
   def __init__(self, folder: str | Path, origin: Origin):

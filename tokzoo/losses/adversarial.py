@@ -1,0 +1,39 @@
+"""Losses of two players: logits of a discriminator, high for real. Means over all logits."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def hinge_discriminator(real: Array, fake: Array) -> Float[Array, ""]:
+  """(max(0, 1 - real) + max(0, 1 + fake)) / 2 (as in taming-transformers)."""
+  real, fake = real.astype(jnp.float32), fake.astype(jnp.float32)
+  return 0.5 * (jax.nn.relu(1 - real).mean() + jax.nn.relu(1 + fake).mean())
+
+
+def hinge_generator(fake: Array) -> Float[Array, ""]:
+  """-fake."""
+  return -fake.astype(jnp.float32).mean()
+
+
+def non_saturating_discriminator(real: Array, fake: Array) -> Float[Array, ""]:
+  """-log sigmoid(real) - log sigmoid(-fake)."""
+  real, fake = real.astype(jnp.float32), fake.astype(jnp.float32)
+  return jax.nn.softplus(-real).mean() + jax.nn.softplus(fake).mean()
+
+
+def non_saturating_generator(fake: Array) -> Float[Array, ""]:
+  """-log sigmoid(fake)."""
+  return jax.nn.softplus(-fake.astype(jnp.float32)).mean()
+
+
+def lecam(
+  real: Array, fake: Array, real_average: Array, fake_average: Array
+) -> Float[Array, ""]:
+  """LeCam regulariser (arXiv 2104.03310): keeps each side near the other's running mean.
+
+  max(0, real - fake_average)^2 + max(0, real_average - fake)^2, means over the logits.
+  """
+  real, fake = real.astype(jnp.float32), fake.astype(jnp.float32)
+  above = jnp.square(jax.nn.relu(real - fake_average)).mean()
+  return above + jnp.square(jax.nn.relu(real_average - fake)).mean()
