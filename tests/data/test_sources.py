@@ -443,6 +443,8 @@ def test_guessing(tmp_path):
   write_tar(tmp_path / "tars" / "a.tar", {"0.png": b""})
   assert guess_source(f"{tmp_path}/tars") == f"webdataset:{tmp_path}/tars"
   assert guess_source(f"{tmp_path}/tars/a.tar") == f"webdataset:{tmp_path}/tars/a.tar"
+  with pytest.raises(TokzooError, match="holds tokens: name a source of pictures"):
+    guess_source("tokens:somewhere")
   with pytest.raises(TokzooError, match="neither a folder, a tar file nor a source"):
     guess_source("nix")
 

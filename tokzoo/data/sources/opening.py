@@ -45,16 +45,19 @@ def open_source(config: DataConfig) -> Source:
 
 
 def guess_source(path: str) -> str:
-  """The name of the source at a path: what a user means who only names a folder.
+  """The name of the pictures at a path: what a user means who only names a folder.
 
   A known name stays as it is. A folder with a manifest is `arrayrecord:`, with tar files
   `webdataset:`, with IDX files `fashion-mnist:`, with TFDS's description `tfds:`, any other
   `folder:`.
 
   Raises:
-    TokzooError: neither a name nor a path.
+    TokzooError: neither a name nor a path, or a source of tokens.
   """
-  if path.partition(":")[0] in KINDS:
+  kind = path.partition(":")[0]
+  if kind == "tokens":
+    raise TokzooError(f"{path} holds tokens: name a source of pictures instead.")
+  if kind in KINDS:
     return path
   place = Path(path).expanduser()
   if place.suffix == ".tar" and place.is_file():
