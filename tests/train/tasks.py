@@ -68,7 +68,7 @@ class Mean:
 class Linear:
   """Mean squared error of `AutoEncoder`."""
 
-  model: AutoEncoder = AutoEncoder()
+  model: AutoEncoder = dataclasses.field(default_factory=AutoEncoder)
   noise: float = 0.0
   poison: int = -1
   """Step whose loss becomes NaN."""
@@ -93,6 +93,14 @@ class Linear:
     error = jnp.square(out - batch["x"]).mean(axis=-1)
     valid = batch["valid"].astype(jnp.float32)
     return {"mse": Mean((error * valid).sum(), valid.sum())}
+
+  def pictures(self, variables, batch, rng):
+    return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn(Linear):
+  """`Linear` that draws its rows over their reconstructions."""
 
   def pictures(self, variables, batch, rng):
     out = self.model.apply(variables, batch["x"])

@@ -15,7 +15,6 @@ deleted.
 import contextlib
 import hashlib
 import json
-import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from tokzoo.errors import TokzooError
 from tokzoo.train import hosts
 from tokzoo.train.digest import digest_all, host_digest
 from tokzoo.train.mesh import named_leaves
+from tokzoo.train.quiet import quieten
 from tokzoo.train.state import TrainState
 
 FORMAT = 1
@@ -72,8 +72,7 @@ class Checkpoints:
     self._keep = keep
     self._read_only = read_only
     self._unverified: dict[int, Mapping[str, Sequence[Any]]] = {}
-    # Orbax logs what it then raises, with tracebacks; errors reach the user once, from here.
-    logging.getLogger("absl").addFilter(_not_orbax)
+    quieten()
     if not read_only:
       self._sweep()
     try:
@@ -230,11 +229,8 @@ class Checkpoints:
     Raises:
       Damaged: it is not there, cut short, or changed.
     """
-    with _read_errors("its description"):
-      about = self._manager.restore(
-        step, args=ocp.args.Composite(about=ocp.args.JsonRestore())
-      ).about
-      digest = about.pop("sha256")
+    about = self._read(step, "about", ocp.args.JsonRestore())
+    digest = about.pop("sha256", None) if isinstance(about, dict) else None
     if digest != _sha256(about):
       raise Damaged("its description was changed")
     if about["format"] > FORMAT:
@@ -250,7 +246,6 @@ class Checkpoints:
       Exception
     ):  # told by `settle`, or the run has already failed
       self._manager.close()
-    logging.getLogger("absl").removeFilter(_not_orbax)
 
   def _arrays(
     self, step: int, about: Mapping[str, Any], like: TrainState
@@ -258,22 +253,34 @@ class Checkpoints:
     """The arrays of a checkpoint on the mesh of `like`, checked by their digests."""
     wanted = named_leaves(like)
     _check_layout(self.folder, step, about, wanted)
-    with _read_errors("its arrays"):
-      arrays = self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.PyTreeRestore(
-            item=wanted,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-          )
-        ),
-      ).state
+    arguments = ocp.args.PyTreeRestore(
+      item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted)
+    )
+    arrays = self._read(step, "state", arguments)
     everywhere = like.step.sharding
     digests, _ = jax.device_get(jax.jit(digest_all, out_shardings=everywhere)(arrays))
     for name, found in digests.items():
       if found.tolist() != about["arrays"][name][2]:
         raise Damaged(f"{name} does not agree with its digest")
     return arrays
+
+  def _read(self, step: int, part: str, arguments: ocp.args.CheckpointArgs) -> Any:
+    """One part of a checkpoint, whatever a changed file makes its readers raise."""
+    composite = ocp.args.Composite(**{part: arguments})
+    try:
+      return self._manager.restore(step, args=composite)[part]
+    except MemoryError:
+      raise
+    except Exception as error:  # a changed file can make its readers raise anything
+      reason = _reason(error)
+      if "Out of memory" in reason:
+        raise
+      if "Permission denied" in reason:
+        raise TokzooError(
+          f"checkpoint {step} in {self.folder} may not be read ({reason}): ask for "
+          "permission to read it."
+        ) from error
+      raise Damaged(f"its {part} cannot be read: {reason}") from error
 
   def _read_back(self, step: int, layout: Mapping[str, Sequence[Any]]) -> str | None:
     """What is wrong with a checkpoint as it lies on the disk. Hosts share the arrays."""
@@ -294,19 +301,13 @@ class Checkpoints:
       for name in names
     }
     for group in _groups(sizes, _GROUP):
-      with _read_errors("its arrays"):
-        arrays = self._manager.restore(
-          step,
-          args=ocp.args.Composite(
-            state=ocp.args.PyTreeRestore(
-              item=dict.fromkeys(group, 0),
-              restore_args={
-                name: ocp.RestoreArgs(restore_type=np.ndarray) for name in group
-              },
-              partial_restore=True,
-            )
-          ),
-        ).state
+      on_host = ocp.RestoreArgs(restore_type=np.ndarray)
+      arguments = ocp.args.PyTreeRestore(
+        item=dict.fromkeys(group, 0),
+        restore_args=dict.fromkeys(group, on_host),
+        partial_restore=True,
+      )
+      arrays = self._read(step, "state", arguments)
       wrong = [
         name
         for name in group
@@ -389,24 +390,6 @@ def _groups(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
     yield group
 
 
-@contextlib.contextmanager
-def _read_errors(part: str) -> Iterator[None]:
-  """Turns whatever a changed file makes the readers raise into `Damaged`."""
-  try:
-    yield
-  except (MemoryError, TokzooError):
-    raise
-  except Exception as error:  # a changed file can make its readers raise anything
-    reason = _reason(error)
-    if "Out of memory" in reason:
-      raise
-    if "Permission denied" in reason:
-      raise TokzooError(
-        f"a checkpoint may not be read ({reason}): ask for permission to read it."
-      ) from error
-    raise Damaged(f"{part} cannot be read: {reason}") from error
-
-
 def _reason(error: BaseException) -> str:
   """The few words of an error that say why."""
   text = " ".join(str(error).split())
@@ -416,7 +399,12 @@ def _reason(error: BaseException) -> str:
     return text.split(" [os_error_code")[0].rsplit(": ", 1)[-1]
   if isinstance(error, OSError) and error.strerror:
     return error.strerror
-  return (text or type(error).__name__)[:160]
+  code, _, rest = text.partition(": ")
+  if (
+    code.isupper() and rest
+  ):  # TensorStore nests: the last part says what it stumbled over
+    return f"{code}, {rest.rsplit(': ', 1)[-1][:100]}"
+  return (text or type(error).__name__)[:100]
 
 
 def _none_whole(folder: Path, faults: Mapping[int, str]) -> TokzooError:
@@ -429,7 +417,3 @@ def _none_whole(folder: Path, faults: Mapping[int, str]) -> TokzooError:
 
 def _sha256(about: Mapping[str, Any]) -> str:
   return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-
-
-def _not_orbax(record: logging.LogRecord) -> bool:
-  return "orbax" not in record.pathname

@@ -26,7 +26,7 @@ _SMALL = 1024
 """Arrays of fewer elements are copied: gathering them costs more than it saves."""
 
 
-def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
   """A mesh over `devices`.
 
   Args:

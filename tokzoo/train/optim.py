@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,7 @@ def schedule(config: Optimizer, steps: int) -> optax.Schedule:
     warmup = optax.linear_schedule(0.0, peak, config.warmup_steps)
     after = optax.join_schedules([warmup, after], [config.warmup_steps])
 
-  def rate(count: Array) -> Array:
+  def rate(count: jax.typing.ArrayLike) -> Array:
     with _optax_promotion():
       return jnp.asarray(after(count), jnp.float32)
 
@@ -61,7 +62,7 @@ def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformatio
     TokzooError: settings that do not go together.
   """
   rate = schedule(config, steps)
-  moments = {"b1": config.b1, "b2": config.b2, "eps": config.eps}
+  moments: dict[str, Any] = {"b1": config.b1, "b2": config.b2, "eps": config.eps}
   match config.name:
     case "adamw":
       rule = optax.adamw(
@@ -111,7 +112,7 @@ def _optax_promotion() -> contextlib.AbstractContextManager[None]:
   return jax.numpy_dtype_promotion("standard")
 
 
-def _rsqrt(peak: float, scale: float, count: Array) -> Array:
+def _rsqrt(peak: float, scale: float, count: jax.typing.ArrayLike) -> Array:
   """Falls as 1 / sqrt(count), from the peak at count 0: no jump where the warm-up ends."""
   return peak * jax.lax.rsqrt(1.0 + jnp.asarray(count, jnp.float32) / scale)
 

@@ -33,7 +33,7 @@ def to_json(value: Any) -> Any:
     return [to_json(item) for item in value]
   if isinstance(value, dict):
     return {str(key): to_json(item) for key, item in value.items()}
-  if dataclasses.is_dataclass(value) and not isinstance(value, type):
+  if not isinstance(value, type) and dataclasses.is_dataclass(value):
     fields = {
       field.name: to_json(getattr(value, field.name)) for field in _fields(type(value))
     }
@@ -69,8 +69,8 @@ def from_json(value: Any) -> Any:
   fields = {key: from_json(item) for key, item in value.items() if key != "class"}
   if "class" not in value:
     return fields
-  cls = _find(value["class"])
-  if not dataclasses.is_dataclass(cls):
+  cls: Any = _find(value["class"])
+  if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
     raise TokzooError(
       f"{value['class']} is no dataclass: the recipe was changed by hand."
     )

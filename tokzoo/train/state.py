@@ -56,7 +56,7 @@ class TrainState:
 
 def flatten(params: PyTree) -> dict[str, Array]:
   """{"encoder/blocks_0/kernel": array}, of nested dicts."""
-  return traverse_util.flatten_dict(params, sep="/")
+  return named_leaves(params)
 
 
 def unflatten(params: Mapping[str, Array]) -> PyTree:
@@ -129,9 +129,10 @@ def state_shardings(state: TrainState, mesh: Mesh, recipe: Recipe) -> TrainState
         return of_param[name]
     return replicated(mesh)
 
+  everywhere: Any = replicated(mesh)
   return TrainState(
-    step=replicated(mesh),
-    seed=replicated(mesh),
+    step=everywhere,
+    seed=everywhere,
     params=placed["params"],
     collections={name: tree for name, tree in placed.items() if name != "params"},
     opt_states=jax.tree_util.tree_map_with_path(with_its_parameter, state.opt_states),
@@ -251,7 +252,9 @@ def merge_initial(variables: Variables, initial: Variables) -> dict[str, PyTree]
 def _init(recipe: Recipe, batch: Batch) -> dict[str, PyTree]:
   """The task's variables. No step folds this number into the seed."""
   key = jax.random.fold_in(jax.random.key(recipe.seed), jnp.uint32(0xFFFFFFFF))
-  return dict(recipe.task.init(key, batch))
+  variables = dict(recipe.task.init(key, batch))
+  # As the step rebuilds them: plain dicts without empty branches.
+  return {**variables, "params": unflatten(flatten(variables["params"]))}
 
 
 def _begin(

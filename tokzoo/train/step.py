@@ -4,6 +4,7 @@ All players differentiate the same losses at the same parameters, each only with
 its own. The forward pass is written once per player, and XLA merges the copies.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 
@@ -117,7 +118,7 @@ def accumulated(
     def body(carry, inputs):
       total, collections = carry
       index, part = inputs
-      here = state.replace(collections=collections)
+      here = dataclasses.replace(state, collections=collections)
       gradient, found = each(here, part, jax.random.fold_in(key, index))
       total = jax.tree.map(jnp.add, total, gradient)
       return (total, {**collections, **found.updates}), (found.players, found.metrics)
@@ -171,7 +172,8 @@ def make_step(recipe: Recipe, layout: Layout) -> Step:
       for kind, value in told.items():
         metrics[metric_name(kind, player, assignment)] = jnp.asarray(value, jnp.float32)
     params = unflatten(flat)
-    new_state = state.replace(
+    new_state = dataclasses.replace(
+      state,
       step=state.step + 1,
       params=params,
       collections={**state.collections, **found.updates},
