@@ -12,6 +12,8 @@ FD-EfficientNet-Lite0, never FID: the two cannot be compared.
 
 import importlib.resources
 import importlib.util
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -162,3 +164,15 @@ def load_efficientnet_lite0() -> FeatureNetwork:
     module=module,
     variables=jax.tree.map(jnp.asarray, WEIGHTS.to_ours(state, like)),
   )
+
+
+def lite0_maps(
+  network: FeatureNetwork,
+) -> Callable[[Float[Array, "B H W 3"]], list[Float[Array, "B h w D"]]]:
+  """The stages of a loaded EfficientNet-Lite0 as a function of pictures in [-1, 1]: what a
+  `tokzoo.losses.PerceptualLoss("efficientnet-lite0", ...)` is made with."""
+
+  def maps(images: Array) -> Any:
+    return network.module.apply(network.variables, images, method="maps")
+
+  return maps
