@@ -257,6 +257,7 @@ class _Meter:
       for kind, word in (("loss", "loss"), ("grad_norm", "gradient")):
         value = float(values[metric_name(kind, player, self._players)])
         if not math.isfinite(value):
+          self._checkpoints.settle()  # so that the last good one is on disk, and known
           also = [name for name in values if not math.isfinite(values[name])]
           raise TokzooError(
             f"step {step}: the {word} of the player {player!r} is {value} (not finite: "
