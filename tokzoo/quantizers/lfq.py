@@ -182,40 +182,35 @@ def bit_entropies(
   entropy = nn.softplus(-size) + size * nn.sigmoid(-size)
   sample = masked_mean(jnp.sum(entropy, axis=-1), mask)
 
-  bits = logits.shape[-1]
-  flat = logits.reshape(-1, bits)
-  kept = (
-    jnp.ones(flat.shape[0]) if mask is None else mask.reshape(-1).astype(jnp.float32)
-  )
-  weight = kept / jnp.maximum(jnp.sum(kept), 1)
-  step = group or bits
-  batch = sum(
-    _entropy_of_mean(flat[:, start : start + step], weight)
-    for start in range(0, bits, step)
-  )
-  return sample, jnp.asarray(batch)
+  kept = jnp.ones(logits.shape[:2], bool) if mask is None else mask
+  weight = kept.reshape(-1).astype(jnp.float32)
+  weight = weight / jnp.maximum(jnp.sum(weight), 1)
+  group = group or logits.shape[-1]
+  # A bit that fills up the last group is never 1, which adds nothing to an entropy.
+  flat = logits.reshape(-1, logits.shape[-1])
+  flat = jnp.pad(flat, ((0, 0), (0, -flat.shape[1] % group)), constant_values=-jnp.inf)
+  batch = _entropy_of_mean(flat.reshape(flat.shape[0], -1, group), weight)
+  return sample, batch
 
 
 def _entropy_of_mean(
-  logits: Float[Array, "N m"], weight: Float[Array, "N"]
+  logits: Float[Array, "N G m"], weight: Float[Array, "N"]
 ) -> Float[Array, ""]:
-  """H(sum_n weight_n p_n), p_n the distribution over the 2^m words."""
+  """The sum over groups of H(sum_n weight_n p_n), p_n over the 2^m words of a group."""
   # p(word) = p(high half) p(low half), so the mean over tokens is one matrix product of
   # [N, 2^(m/2)] matrices: 18 bits take two of 512 columns instead of 262,144.
-  half = logits.shape[1] // 2
-  high, low = (
-    _word_probabilities(logits[:, :half]),
-    _word_probabilities(logits[:, half:]),
-  )
-  mean = jnp.matmul(high.T, low * weight[:, None], precision=jax.lax.Precision.HIGHEST)
+  half = logits.shape[-1] // 2
+  high = _word_probabilities(logits[..., :half])
+  low = _word_probabilities(logits[..., half:]) * weight[:, None, None]
+  mean = jnp.einsum("ngh,ngl->ghl", high, low, precision=jax.lax.Precision.HIGHEST)
   # A word that no token can take has p = 0, where the slope of p log p is infinite.
   return -jnp.sum(mean * jnp.log(jnp.maximum(mean, jnp.finfo(mean.dtype).tiny)))
 
 
-def _word_probabilities(logits: Float[Array, "N m"]) -> Float[Array, "N 2**m"]:
+def _word_probabilities(logits: Float[Array, "N G m"]) -> Float[Array, "N G 2**m"]:
   """The distribution over the words of m independent bits, big-endian."""
-  words = jnp.ones((logits.shape[0], 1))
-  for bit in range(logits.shape[1]):
-    pair = nn.sigmoid(jnp.stack([-logits[:, bit], logits[:, bit]], axis=-1))
-    words = (words[:, :, None] * pair[:, None, :]).reshape(logits.shape[0], -1)
+  words = jnp.ones((*logits.shape[:2], 1))
+  for bit in range(logits.shape[-1]):
+    pair = nn.sigmoid(jnp.stack([-logits[..., bit], logits[..., bit]], axis=-1))
+    words = (words[..., :, None] * pair[..., None, :]).reshape(*logits.shape[:2], -1)
   return words
