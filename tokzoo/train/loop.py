@@ -116,15 +116,17 @@ def train(
   mesh = make_mesh(recipe.mesh) if mesh is None else mesh
   check_batch(mesh, recipe.batch_size, recipe.accumulate)
   rows = tokzoo.data.host_rows(mesh, recipe.batch_size)
-  if batches is None:
-    batches = tokzoo.data.loader(recipe.data, recipe.batch_size, recipe.seed, rows)
-  first = _peek(batches, rows.stop - rows.start)
-  layout = lay_out(recipe, _global_shapes(first, recipe.batch_size), mesh)
   out = Path(out)
-  notes = open_run(out, recipe, restart)
   with contextlib.ExitStack() as stack:
-    checkpoints = Checkpoints(out / "checkpoints", recipe.keep)
-    stack.callback(checkpoints.close)
+    if batches is None:
+      loader = tokzoo.data.loader(recipe.data, recipe.batch_size, recipe.seed, rows)
+      batches = stack.enter_context(contextlib.closing(loader))
+    first = _peek(batches, rows.stop - rows.start)
+    layout = lay_out(recipe, _global_shapes(first, recipe.batch_size), mesh)
+    notes = open_run(out, recipe, restart)
+    checkpoints = stack.enter_context(
+      contextlib.closing(Checkpoints(out / "checkpoints", recipe.keep))
+    )
     restored = checkpoints.restore(layout.shapes)
     if restored is None:
       if initial is None and recipe.init_from is not None:
