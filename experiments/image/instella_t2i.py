@@ -51,32 +51,34 @@ PHOTOS = Config(
 DIGITS = Config(
   image_size=8,
   channels=1,
-  patch=2,
+  patch=4,
   num_tokens=8,
   bits=8,
   width=64,
-  layers=2,
+  layers=1,
   head_dim=32,
-  down_after=(0,),
+  down_after=(),
   decoder_width=64,
-  decoder_layers=2,
+  decoder_layers=1,
   decoder_head_dim=32,
-  up_after=(0,),
+  up_after=(),
   rope_dims=(8, 12, 12),
-  span=8,
+  span=None,
 )
 
 
 def _photos(split: str) -> DataConfig:
+  # Crops of 32 pixels are cut to 16 tiles: one picture read feeds 16 examples.
   train = split == "train"
   return DataConfig(
     source="photos",
     split=split,
     crop="random",
-    size=8,
+    size=32,
     flip=train,
     repeat=10_000 if train else 300,
     shuffle=train,
+    threads=1,
   )
 
 
@@ -91,13 +93,12 @@ def nano() -> Recipe:
   return Recipe(
     system=SYSTEM,
     name="nano",
-    task=Reconstruction(model=PHOTOS, distance="l2"),
+    task=Reconstruction(model=PHOTOS, distance="l2", tile=True),
     data=_photos("train"),
-    batch_size=256,
+    batch_size=16,
     steps=600,
     optimizers={"model": Optimizer(peak_lr=2e-3, warmup_steps=50, clip_norm=1.0)},
     evaluators={"held_out": Evaluator(data=_photos("test"))},
-    tile=True,
     save_every=300,
   )
 

@@ -125,7 +125,7 @@ def export(
     "config": to_json(model.config),
     "recipe": recipe_json,
     "step": step,
-    "tile": recipe.tile,
+    "tile": getattr(recipe.task, "tile", False),
     "sampling": recipe.sampling,
     "tokenizer": recipe.tokenizer,
     "tokenizer_origin": model.card.header.get("tokenizer_origin"),

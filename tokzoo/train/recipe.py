@@ -119,7 +119,5 @@ class Recipe:
   tokenizer: str | None = None
   """Checkpoint or run that turns the data into tokens before a generator is trained on them;
   None: the data is used as it is."""
-  tile: bool = False
-  """The trained tokenizer encodes pictures of any size tile by tile."""
   sampling: dict[str, int | float] = dataclasses.field(default_factory=dict)
   """Settings with which the trained generator is sampled."""

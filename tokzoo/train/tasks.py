@@ -7,9 +7,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from tokzoo.contract import Batch, Losses, Output, Variables
@@ -59,6 +59,9 @@ class Reconstruction:
   """Weight of each of the tokenizer's named losses; those not named are only logged."""
   adversary: Adversary | None = None
   """Discriminator; None: no second player."""
+  tile: bool = False
+  """Cut every picture to squares of the model's size, for a tokenizer that encodes pictures
+  of any size tile by tile."""
 
   @property
   def players(self) -> Mapping[str, str]:
@@ -69,9 +72,10 @@ class Reconstruction:
   def init(self, rng: PRNGKeyArray, batch: Batch) -> Variables:
     params_rng, bits_rng, critic_rng = jax.random.split(rng, 3)
     rngs = {"params": params_rng, "bits": bits_rng}
-    variables = dict(self.model.build().init(rngs, batch["image"]))
+    image = self._cut(batch["image"])
+    variables = dict(self.model.build().init(rngs, image))
     if self.adversary is not None:
-      critic = self._critic().init(critic_rng, batch["image"])
+      critic = self._critic().init(critic_rng, image)
       variables["params"] = {
         **variables["params"],
         "discriminator": critic["params"],
@@ -81,7 +85,7 @@ class Reconstruction:
   def losses(
     self, variables: Variables, batch: Batch, rng: PRNGKeyArray, step: Int[Array, ""]
   ) -> Losses:
-    image = batch["image"]
+    image = self._cut(batch["image"])
     output, updates = self._apply(variables, image, rng, train=True)
     distance = _DISTANCES[self.distance](output.reconstruction, image)
     metrics = {self.distance: distance, **output.losses}
@@ -98,14 +102,14 @@ class Reconstruction:
       return Losses({"model": total}, metrics, updates)
     critic = self._critic()
     params = {"params": variables["params"]["discriminator"]}
-    fake_logits = critic.apply(params, output.reconstruction.astype(image.dtype))
-    seen_logits = critic.apply(
-      params, jax.lax.stop_gradient(output.reconstruction).astype(image.dtype)
-    )
-    real_logits = critic.apply(params, image)
+
+    def judge(shown: Array) -> Array:
+      return jnp.asarray(critic.apply(params, shown.astype(image.dtype)))
+
     started = (step >= self.adversary.start_step).astype(jnp.float32)
-    fooling = adversarial.hinge_generator(fake_logits)
-    telling = adversarial.hinge_discriminator(real_logits, seen_logits)
+    fooling = adversarial.hinge_generator(judge(output.reconstruction))
+    seen = jax.lax.stop_gradient(output.reconstruction)
+    telling = adversarial.hinge_discriminator(judge(image), judge(seen))
     metrics |= {"adversarial": fooling, "discriminator": telling}
     return Losses(
       {
@@ -122,28 +126,32 @@ class Reconstruction:
     image, valid = batch["image"], batch.get("valid")
     output, _ = self._apply(variables, image, rng, train=False)
     shown = jnp.clip(output.reconstruction, -1, 1)
+    height, width = image.shape[1:3]
     metrics: dict[str, Any] = {
       "psnr": PSNR.from_batch(image, shown, valid),
-      "bits_per_pixel": BitsPerPixel.from_tokens(
-        output.tokens, *image.shape[1:3], valid
-      ),
+      "bits_per_pixel": BitsPerPixel.from_tokens(output.tokens, height, width, valid),
     }
-    if min(image.shape[1:3]) >= SSIM_WINDOW:
+    if min(height, width) >= SSIM_WINDOW:
       metrics["ssim"] = SSIM.from_batch(image, shown, valid)
-    return metrics | usage(output.tokens, valid)
+    if valid is not None:
+      valid = jnp.repeat(valid, len(tiles) // len(image))
+    height, width = tiles.shape[1:3]
+    rate = BitsPerPixel.from_tokens(output.tokens, height, width, valid)
+    return metrics | {"bits_per_pixel": rate} | usage(output.tokens, valid)
 
   def pictures(
     self, variables: Variables, batch: Batch, rng: PRNGKeyArray
   ) -> dict[str, Float[Array, "B H W C"]]:
-    output, _ = self._apply(variables, batch["image"], rng, train=False)
-    shown = jnp.clip(output.reconstruction, -1, 1)
-    return {"original_over_reconstruction": jnp.concatenate([batch["image"], shown], 1)}
+    image = batch["image"]
+    output, _ = self._apply(variables, self._cut(image), rng, train=False)
+    shown = self._join(jnp.clip(output.reconstruction, -1, 1), image)
+    return {"original_over_reconstruction": jnp.concatenate([image, shown], 1)}
 
   def _apply(
     self, variables: Variables, image: Array, rng: PRNGKeyArray, train: bool
   ) -> tuple[Output, dict[str, Any]]:
     """The tokenizer on a batch, and the new values of its mutable collections."""
-    module: nn.Module = self.model.build()
+    module = self.model.build()
     params = {k: v for k, v in variables["params"].items() if k != "discriminator"}
     inputs = {**variables, "params": params}
     if not train:
@@ -155,6 +163,23 @@ class Reconstruction:
       inputs, image, train=True, rngs=rngs, mutable=mutable
     )
     return output, dict(updates)
+
+  def _cut(self, image: Float[Array, "B H W C"]) -> Float[Array, "N s s C"]:
+    if not self.tile:
+      return image
+    side = self.model.image_size
+    if image.shape[1] % side or image.shape[2] % side:
+      raise TokzooError(
+        f"pictures of {image.shape[1]} x {image.shape[2]} pixels cannot be cut to tiles of "
+        f"{side}: set data.size to a multiple of {side}."
+      )
+    return rearrange(image, "b (r h) (c w) d -> (b r c) h w d", h=side, w=side)
+
+  def _join(self, tiles: Array, like: Array) -> Array:
+    if not self.tile:
+      return tiles
+    batch, rows = like.shape[0], like.shape[1] // tiles.shape[1]
+    return rearrange(tiles, "(b r c) h w d -> b (r h) (c w) d", b=batch, r=rows)
 
   def _critic(self) -> Discriminator:
     assert self.adversary is not None
