@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from tokzoo import systems
 from tokzoo.errors import TokzooError, unknown
-from tokzoo.files import read_safetensors, sha256_of
+from tokzoo.files import sha256_of
 from tokzoo.hub.catalog import Entry, catalog, find_entry
 from tokzoo.hub.download import download
 from tokzoo.hub.pretrained import (
@@ -21,7 +21,7 @@ from tokzoo.hub.pretrained import (
 from tokzoo.places import bundled
 from tokzoo.train import from_json, load_run
 from tokzoo.weights import read_state
-from tokzoo.weights.checkpoint import FORMAT, read_checkpoint
+from tokzoo.weights.checkpoint import read_checkpoint
 
 
 def load(
@@ -107,7 +107,7 @@ def _from_run(path: Path, tokenizer: str | Path | None) -> Pretrained:
     part=part,
     code_licence="Apache-2.0",
     weights_licence="yours",
-    tile=recipe.tile,
+    tile=getattr(recipe.task, "tile", False),
     sampling=recipe.sampling,
     header={**header, "tokenizer_origin": _kept_origin(path)},
   )
@@ -119,11 +119,6 @@ def _from_file(
   path: Path, preset: str | None, tokenizer: str | Path | None
 ) -> Pretrained:
   if path.suffix == ".safetensors" and preset is None:
-    if read_safetensors(path, "checkpoint")[1].get("format") != FORMAT:
-      raise TokzooError(
-        f"{path} is not in tokzoo's own format: for weights in their authors' layout name "
-        "the published config as well (preset=..., --preset)."
-      )
     variables, header = read_checkpoint(path)
     card = Card(
       name=str(path),
