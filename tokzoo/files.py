@@ -1,8 +1,10 @@
 """Files: written whole or not at all, named by their hash, and safetensors read safely."""
 
 import hashlib
+import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +50,23 @@ def sha256_of(path: str | Path) -> str:
   """The SHA-256 of a file, as 64 hexadecimal digits."""
   with open(path, "rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(header: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> str:
+  """SHA-256 over a file's header (but its entry "digest") and its arrays with their layout.
+
+  The same in every version of a format, so that it can be checked before anything is read.
+
+  Returns:
+    64 hexadecimal digits.
+  """
+  told = {key: value for key, value in header.items() if key != "digest"}
+  state = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+  for name in sorted(arrays):
+    array = np.asarray(arrays[name])
+    state.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
+    state.update(array.tobytes())
+  return state.hexdigest()
 
 
 def read_safetensors(

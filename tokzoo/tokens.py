@@ -16,7 +16,6 @@ The file format is safetensors with a header in its metadata: format and version
 the system and the weights that made the tokens, and a digest over header and arrays.
 """
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -29,16 +28,15 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from safetensors.numpy import save as _to_safetensors
 
 from tokzoo.errors import TokzooError
-from tokzoo.files import read_safetensors, write_atomic
-from tokzoo.kernels.bit_packing import pack_bits, unpack_bits
+from tokzoo.files import digest, read_safetensors, write_atomic
+from tokzoo.kernels.bit_packing import pack_bits, unpack_bits, words_per_token
 
 FORMAT = "tokzoo-tokens"
 VERSION = 1
 _KINDS = ("ids", "packed", "values")
 
 
-@struct.dataclass
-class Origin:
+class Origin(struct.PyTreeNode):
   """Which tokenizer made the tokens.
 
   system:   slug of the system, e.g. "instella-t2i"
@@ -52,8 +50,7 @@ class Origin:
     return f"{self.system}@{self.weights[:12]}"
 
 
-@struct.dataclass
-class Tokens:
+class Tokens(struct.PyTreeNode):
   """Tokens of a batch. Exactly one of `ids`, `packed` and `values` is set.
 
   ids:     int32[B, L] or int32[B, L, Q], in [0, vocab)
@@ -121,14 +118,13 @@ class Tokens:
   @property
   def bits_per_token(self) -> float:
     """Bits that one token of this layout costs when stored without entropy coding."""
-    match self.kind:
-      case "packed":
-        return float(self.bits)
-      case "ids":
-        levels = self.ids.shape[2] if self.ids.ndim == 3 else 1
-        return levels * float(np.log2(self.vocab))
-      case _:
-        return 32.0 * self.values.shape[-1]
+    array = self.array
+    if self.packed is not None:
+      return float(self._static("bits"))
+    if self.ids is not None:
+      levels = array.shape[2] if array.ndim == 3 else 1
+      return levels * float(np.log2(self._static("vocab")))
+    return 32.0 * array.shape[-1]
 
   def unpacked(self) -> Bool[Array, "B L m"]:
     """The bits of binary tokens.
@@ -138,7 +134,7 @@ class Tokens:
     """
     if self.packed is None:
       raise TokzooError(f"binary tokens were expected; these hold {self.kind}.")
-    return unpack_bits(self.packed, self.bits)
+    return unpack_bits(self.packed, self._static("bits"))
 
   def check(self) -> "Tokens":
     """Returns the tokens if shapes, dtypes, ranges and masks agree with the layout.
@@ -149,49 +145,24 @@ class Tokens:
       TokzooError: the first thing that does not agree.
     """
     array = np.asarray(self.array)
-    shape = array.shape
-    if self.kind == "ids":
-      if array.dtype != np.int32 or array.ndim not in (2, 3):
-        raise TokzooError(
-          f"ids are int32[B, L] or int32[B, L, Q]; these are {array.dtype}{list(shape)}."
-        )
-      if self.vocab is None or self.vocab < 1:
-        raise TokzooError(
-          f"ids need a vocabulary size of at least 1; it is {self.vocab}."
-        )
-      if array.size and (array.min() < 0 or array.max() >= self.vocab):
-        bad = int(array.min() if array.min() < 0 else array.max())
-        raise TokzooError(
-          f"id {bad} is out of range: this tokenizer has the ids 0 to {self.vocab - 1}."
-        )
-    elif self.kind == "packed":
-      words = -(-(self.bits or 0) // 32)
-      if array.dtype != np.uint32 or array.ndim != 3 or shape[-1] != words or not words:
-        raise TokzooError(
-          f"binary tokens of {self.bits} bits are uint32[B, L, {words}]; "
-          f"these are {array.dtype}{list(shape)}."
-        )
-      spare = words * 32 - self.bits
-      if spare and array.size and (array[..., -1] >> np.uint32(32 - spare)).any():
-        raise TokzooError(
-          f"a bit above the {self.bits} bits of a token is set: the tokens are corrupt, "
-          "or were packed with another number of bits."
-        )
-    elif array.dtype != np.float32 or array.ndim != 3 or not np.isfinite(array).all():
-      raise TokzooError(
-        f"continuous tokens are finite float32[B, L, D]; these are {array.dtype}"
-        f"{list(shape)}{'' if np.isfinite(array).all() else ' with NaN or infinity'}."
-      )
+    match self.kind:
+      case "ids":
+        _check_ids(array, self._static("vocab"))
+      case "packed":
+        _check_packed(array, self._static("bits"))
+      case _:
+        _check_values(array)
+    places = array.shape[:2]
     if self.mask is not None and (
-      self.mask.shape != shape[:2] or self.mask.dtype != np.bool_
+      self.mask.shape != places or self.mask.dtype != np.bool_
     ):
       raise TokzooError(
-        f"the mask is bool{list(shape[:2])}; this one is {self.mask.dtype}"
+        f"the mask is bool{list(places)}; this one is {self.mask.dtype}"
         f"{list(self.mask.shape)}."
       )
-    if self.grid is not None and int(np.prod(self.grid)) != shape[1]:
+    if self.grid is not None and int(np.prod(self.grid)) != array.shape[1]:
       raise TokzooError(
-        f"{shape[1]} tokens cannot unfold to the grid {self.grid}: "
+        f"{array.shape[1]} tokens cannot unfold to the grid {self.grid}: "
         f"it has {int(np.prod(self.grid))} places."
       )
     return self
@@ -209,6 +180,15 @@ class Tokens:
         "load the tokenizer that made them, or encode the data again with this one."
       )
     return self
+
+  def _static(self, name: str) -> int:
+    """`vocab` or `bits`, which tokens of that kind must know."""
+    value = getattr(self, name)
+    if value is None or value < 1:
+      raise TokzooError(
+        f"tokens of the kind {self.kind!r} need {name} of at least 1; it is {value}."
+      )
+    return value
 
 
 def save_tokens(
@@ -230,9 +210,9 @@ def save_tokens(
       "tokens of an unknown tokenizer cannot be saved: nobody could decode them. "
       "Encode with tokzoo.load(...), which stamps them, or set Tokens.origin."
     )
-  arrays = {tokens.kind: np.ascontiguousarray(tokens.array)}
+  arrays = {tokens.kind: np.asarray(tokens.array, order="C")}
   if tokens.mask is not None:
-    arrays["mask"] = np.ascontiguousarray(tokens.mask)
+    arrays["mask"] = np.asarray(tokens.mask, order="C")
   header = {
     "format": FORMAT,
     "version": str(VERSION),
@@ -248,7 +228,7 @@ def save_tokens(
     ),
     "extra": json.dumps(extra or {}, sort_keys=True),
   }
-  header["digest"] = _digest(header, arrays)
+  header["digest"] = digest(header, arrays)
   write_atomic(path, _to_safetensors(arrays, header))
 
 
@@ -271,36 +251,64 @@ def load_tokens(
       f"{path} is a safetensors file but holds no tokens (format "
       f"{header.get('format')!r}, expected {FORMAT!r}): name a file written by tokzoo encode."
     )
+  if header.get("digest") != digest(header, arrays):
+    raise TokzooError(
+      f"{path} is damaged: its digest does not agree with what it holds; encode the data again."
+    )
   if int(header["version"]) > VERSION:
     raise TokzooError(
       f"{path} has token format {header['version']}, this tokzoo reads up to {VERSION}: "
       "upgrade tokzoo."
     )
-  if header.get("digest") != _digest(header, arrays):
-    raise TokzooError(
-      f"{path} is damaged: its digest does not agree with what it holds; encode the data again."
-    )
   layout = json.loads(header["layout"])
-  kind = layout["kind"]
-  tokens = Tokens(
-    **{kind: arrays[kind]},
-    mask=arrays.get("mask"),
-    vocab=layout["vocab"],
-    bits=layout["bits"],
-    grid=tuple(layout["grid"]) if layout["grid"] else None,
-    origin=Origin(header["system"], header["weights"]),
-  ).check()
+  fields: dict[str, Any] = {
+    layout["kind"]: arrays[layout["kind"]],
+    "mask": arrays.get("mask"),
+    "vocab": layout["vocab"],
+    "bits": layout["bits"],
+    "grid": tuple(layout["grid"]) if layout["grid"] else None,
+    "origin": Origin(system=header["system"], weights=header["weights"]),
+  }
+  tokens = Tokens(**fields).check()
   if expected is not None:
     tokens.require_origin(expected)
   return jax.tree.map(jnp.asarray, tokens), json.loads(header["extra"])
 
 
-def _digest(header: dict[str, str], arrays: dict[str, np.ndarray]) -> str:
-  """SHA-256 over every header field but the digest itself, and every array with its layout."""
-  told = {key: value for key, value in header.items() if key != "digest"}
-  state = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
-  for name in sorted(arrays):
-    array = np.ascontiguousarray(arrays[name])
-    state.update(f"{name} {array.dtype.str} {array.shape}".encode())
-    state.update(array.tobytes())
-  return state.hexdigest()
+def _check_ids(array: np.ndarray, vocab: int) -> None:
+  if array.dtype != np.int32 or array.ndim not in (2, 3):
+    raise TokzooError(
+      f"ids are int32[B, L] or int32[B, L, Q]; these are {_layout(array)}."
+    )
+  if array.size and (array.min() < 0 or array.max() >= vocab):
+    bad = int(array.min() if array.min() < 0 else array.max())
+    raise TokzooError(
+      f"id {bad} is out of range: this tokenizer has the ids 0 to {vocab - 1}."
+    )
+
+
+def _check_packed(array: np.ndarray, bits: int) -> None:
+  words = words_per_token(bits)
+  if array.dtype != np.uint32 or array.ndim != 3 or array.shape[-1] != words:
+    raise TokzooError(
+      f"binary tokens of {bits} bits are uint32[B, L, {words}]; these are {_layout(array)}."
+    )
+  spare = words * 32 - bits
+  if spare and array.size and (array[..., -1] >> np.uint32(32 - spare)).any():
+    raise TokzooError(
+      f"a bit above the {bits} bits of a token is set: the tokens are corrupt, or were "
+      "packed with another number of bits."
+    )
+
+
+def _check_values(array: np.ndarray) -> None:
+  if array.dtype != np.float32 or array.ndim != 3:
+    raise TokzooError(
+      f"continuous tokens are float32[B, L, D]; these are {_layout(array)}."
+    )
+  if not np.isfinite(array).all():
+    raise TokzooError("continuous tokens are finite; these hold NaN or infinity.")
+
+
+def _layout(array: np.ndarray) -> str:
+  return f"{array.dtype}{list(array.shape)}"

@@ -137,7 +137,7 @@ class PretrainedTokenizer(Pretrained):
       )
     if not self.card.tile:
       return self.encode(pixels), None
-    tiling = Tiling(*pixels.shape[1:3], self.config.image_size)
+    tiling = Tiling(pixels.shape[1], pixels.shape[2], self.config.image_size)
     return self.encode(tiling.cut(pixels[0])), tiling
 
   def decode_picture(

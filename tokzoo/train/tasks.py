@@ -124,14 +124,11 @@ class Reconstruction:
     self, variables: Variables, batch: Batch, rng: PRNGKeyArray
   ) -> dict[str, Any]:
     image, valid = batch["image"], batch.get("valid")
-    output, _ = self._apply(variables, image, rng, train=False)
-    shown = jnp.clip(output.reconstruction, -1, 1)
-    height, width = image.shape[1:3]
-    metrics: dict[str, Any] = {
-      "psnr": PSNR.from_batch(image, shown, valid),
-      "bits_per_pixel": BitsPerPixel.from_tokens(output.tokens, height, width, valid),
-    }
-    if min(height, width) >= SSIM_WINDOW:
+    tiles = self._cut(image)
+    output, _ = self._apply(variables, tiles, rng, train=False)
+    shown = self._join(jnp.clip(output.reconstruction, -1, 1), image)
+    metrics: dict[str, Any] = {"psnr": PSNR.from_batch(image, shown, valid)}
+    if min(image.shape[1:3]) >= SSIM_WINDOW:
       metrics["ssim"] = SSIM.from_batch(image, shown, valid)
     if valid is not None:
       valid = jnp.repeat(valid, len(tiles) // len(image))

@@ -2,7 +2,7 @@
 
 What a run exports and what the packaged checkpoints are. Arrays bear our own paths
 ("params/encoder/blocks_0/attn/q_proj/kernel"); the header says system, part, config, the
-recipe, the tokenizer whose tokens a generator makes, and a fingerprint of the arrays.
+recipe, the tokenizer whose tokens a generator makes, and a digest over header and arrays.
 """
 
 import json
@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tokzoo.errors import TokzooError
-from tokzoo.files import read_safetensors
+from tokzoo.files import digest, read_safetensors
 from tokzoo.weights.files import write_safetensors
-from tokzoo.weights.table import fingerprint, flatten, unflatten
+from tokzoo.weights.table import flatten, unflatten
 
 FORMAT = "tokzoo-checkpoint"
 VERSION = 1
@@ -29,13 +29,11 @@ def write_checkpoint(path: str | Path, variables: Any, header: dict[str, Any]) -
   Raises:
     TokzooError: the path cannot be written.
   """
+  arrays = flatten(variables)
   metadata = {name: json.dumps(value, sort_keys=True) for name, value in header.items()}
-  metadata |= {
-    "format": FORMAT,
-    "version": str(VERSION),
-    "fingerprint": fingerprint(variables),
-  }
-  write_safetensors(path, flatten(variables), metadata)
+  metadata |= {"format": FORMAT, "version": str(VERSION)}
+  metadata["digest"] = digest(metadata, arrays)
+  write_safetensors(path, arrays, metadata)
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -48,25 +46,17 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
   if metadata.get("format") != FORMAT:
     raise TokzooError(
       f"{path} is safetensors, but not tokzoo's own checkpoint format: for weights in their "
-      "authors' layout name the preset as well (--preset)."
+      "authors' layout name the published config as well (preset=..., --preset)."
+    )
+  if metadata.get("digest") != digest(metadata, arrays):
+    raise TokzooError(
+      f"{path} is damaged: its digest does not agree with what it holds; fetch it again, or "
+      "export the run again."
     )
   if int(metadata["version"]) > VERSION:
     raise TokzooError(
       f"{path} has checkpoint format {metadata['version']}, this tokzoo reads up to "
       f"{VERSION}: upgrade tokzoo."
     )
-  variables = unflatten(arrays)
-  if fingerprint(variables) != metadata["fingerprint"]:
-    raise TokzooError(
-      f"{path} is damaged: its arrays do not agree with their fingerprint; fetch it again, "
-      "or export the run again."
-    )
-  told = {k: v for k, v in metadata.items() if k not in ("format", "version")}
-  fingerprint_of = told.pop("fingerprint")
-  header = {name: json.loads(value) for name, value in told.items()}
-  return variables, {**header, "fingerprint": fingerprint_of}
-
-
-def is_checkpoint(path: str | Path) -> bool:
-  """Whether a safetensors file is in this format."""
-  return read_safetensors(path, "checkpoint")[1].get("format") == FORMAT
+  told = {k: v for k, v in metadata.items() if k not in ("format", "version", "digest")}
+  return unflatten(arrays), {name: json.loads(value) for name, value in told.items()}

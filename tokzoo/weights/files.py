@@ -50,7 +50,7 @@ def write_safetensors(
   Raises:
     TokzooError: the path cannot be written.
   """
-  plain = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+  plain = {name: np.asarray(array, order="C") for name, array in arrays.items()}
   write_atomic(path, _to_safetensors(plain, dict(metadata or {})))
 
 

@@ -111,7 +111,7 @@ class Table:
           f"expects {list(expected.shape)} at {path}: choose the preset that the file was made "
           "with."
         )
-      found[path] = np.ascontiguousarray(value).astype(expected.dtype)
+      found[path] = np.asarray(value, expected.dtype, order="C")
       report.append(Row(key, path, tuple(array.shape), rule.transform.name))
     missing = sorted(set(wanted) - set(found))
     if missing:
@@ -131,7 +131,7 @@ class Table:
     state = {}
     for path, value in flatten(variables).items():
       rule, key = self._match(path, forward=False)
-      state[key] = np.ascontiguousarray(rule.transform.to_authors(np.asarray(value)))
+      state[key] = np.asarray(rule.transform.to_authors(np.asarray(value)), order="C")
     return state
 
   def _match(self, name: str, forward: bool) -> tuple[Rule, str]:
@@ -162,7 +162,7 @@ def fingerprint(variables: Any) -> str:
   """SHA-256 over every path, shape, dtype and value: which weights these are."""
   state = hashlib.sha256()
   for path, value in sorted(flatten(variables).items()):
-    array = np.ascontiguousarray(value)
+    array = np.asarray(value)
     state.update(f"{path} {array.dtype.name} {array.shape}\n".encode())
     state.update(array.tobytes())
   return state.hexdigest()

@@ -39,8 +39,7 @@ class ARConfig(Config):
     return InstellaAR(self)
 
 
-@struct.dataclass
-class Cache:
+class Cache(struct.PyTreeNode):
   """What sampling remembers: keys and values of the condition and of the tokens so far.
 
   context:  per block, keys and values `[B, T, H, d]`

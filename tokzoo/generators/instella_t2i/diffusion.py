@@ -156,7 +156,8 @@ class InstellaDiffusion(nn.Module):
     def clean_probability(x, t):
       rows = x.shape[0]
       doubled = x if guidance == 0 else jnp.concatenate([x, x])
-      raw = module.apply(variables, doubled, jnp.full(doubled.shape[:1], t), both)
+      times = jnp.full(doubled.shape[:1], t)
+      raw = jnp.asarray(module.apply(variables, doubled, times, both))
       flip = nn.sigmoid(guide(raw / temperature, rows, guidance))
       return x * (1 - flip) + (1 - x) * flip
 

@@ -144,7 +144,7 @@ class Attention(nn.Module):
 
 def drop_classes(config: Config, condition: Condition, rng: PRNGKeyArray) -> Condition:
   """Puts "no class" in place of some labels; text passes (its prompts are dropped earlier)."""
-  if config.num_classes is None:
+  if config.num_classes is None or isinstance(condition, TextFeatures):
     return condition
   dropped = jax.random.bernoulli(rng, config.drop, condition.shape)
   return jnp.where(dropped, config.num_classes, condition)
@@ -156,12 +156,12 @@ def guided_condition(
   """The conditional rows, then the unconditional ones if guidance needs them."""
   if guidance == 0:
     return condition
-  if config.num_classes is not None:
+  if config.num_classes is not None and not isinstance(condition, TextFeatures):
     return jnp.concatenate([condition, jnp.full_like(condition, config.num_classes)])
-  if null is None:
+  if not isinstance(condition, TextFeatures) or not isinstance(null, TextFeatures):
     raise TokzooError(
-      "guidance on text needs the features of the empty prompt: pass null=TextFeatures(...), "
-      "or guidance=0."
+      "guidance on text needs TextFeatures of the prompts and, as null=..., those of the "
+      "empty prompt: pass both, or guidance=0."
     )
   return TextFeatures(
     jnp.concatenate([condition.features, null.features], axis=1),

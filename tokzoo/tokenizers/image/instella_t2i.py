@@ -181,7 +181,8 @@ class Encoder(nn.Module):
       padding="VALID",
       name="patch_embedder",
     )(image)
-    grid = Grid(*patches.shape[1:3], None if c.span is None else c.span / c.patch)
+    rows, columns = patches.shape[1:3]
+    grid = Grid(rows, columns, None if c.span is None else c.span / c.patch)
     latents = self.param(
       "latent_tokens", nn.initializers.normal(0.02), (1, c.num_tokens, c.width)
     )
