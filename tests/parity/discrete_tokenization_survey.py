@@ -27,12 +27,13 @@ def run(quantizer, variables, tensors: Tensors, mask=None, weigh=None) -> dict:
     loss = weigh(quantized.losses) if weigh else jnp.zeros(())
     return jnp.sum(quantized.values * cotangent) + loss, (quantized, loss, after)
 
-  grad, (train, train_loss, after) = jax.grad(objective, has_aux=True)(x)
-  evaluated = quantizer.apply(variables, x, mask)
+  value, grad = jax.jit(jax.value_and_grad(objective, has_aux=True))(x)
+  total, (train, train_loss, after) = value
+  evaluated = jax.jit(quantizer.apply)(variables, x, mask)
   out = {
     "out/train_quantized": train.values,
     "out/train_indices": Ids(train.ids),
-    "out/train_objective": objective(x)[0],
+    "out/train_objective": total,
     "out/eval_quantized": evaluated.values,
     "out/eval_indices": Ids(evaluated.ids),
     "grad/x": grad,
@@ -105,14 +106,14 @@ def bsq_original(config: dict, tensors: Tensors) -> dict:
     )
     return jnp.sum(quantized.values * cotangent) + loss, (quantized, loss)
 
-  grad, (quantized, loss) = jax.grad(objective, has_aux=True)(u)
+  grad, (quantized, loss) = jax.jit(jax.grad(objective, has_aux=True))(u)
   in_groups = LookupFree(bits, True, id_groups=bits // config["group_size"])
   z = unit(u)
   return {
     "out/z": z,
     "out/quantized": quantized.values,
     "out/indices": Ids(quantized.ids),
-    "out/group_indices": Ids(in_groups.apply({}, u).ids),
+    "out/group_indices": Ids(jax.jit(in_groups.apply)({}, u).ids),
     "out/loss": loss,
     "out/per_sample_entropy": quantized.losses["sample_entropy"],
     "out/codebook_entropy": quantized.losses["batch_entropy"],
