@@ -4,7 +4,7 @@
   tokzoo reproduce instella-t2i
 
 Lab record
-  nano            photo crops of 8 x 8 pixels to 64 bits (1 bit per pixel), 2 CPU cores
+  nano            tiles of photographs, 8 x 8 pixels to 62 bits (1 bit per pixel), 2 CPU cores
   nano-digits     scikit-learn's 8 x 8 digits to 8 tokens of 8 bits
   nano-ar         autoregressive generator of the digits' tokens, class-conditional
   nano-diffusion  the same with binary diffusion
@@ -30,12 +30,13 @@ SYSTEM = "instella-t2i"
 
 # ---------------------------------------------------------------- nano: a 2-core CPU
 
-# One token of 64 bits for 8 x 8 pixels: exactly 1 bit per pixel.
+# One token of 62 bits for 8 x 8 pixels: at most 1 bit per pixel, the filled-up tiles at the
+# edge of a photograph counted.
 PHOTOS = Config(
   image_size=8,
   patch=8,
   num_tokens=1,
-  bits=64,
+  bits=62,
   width=128,
   layers=1,
   head_dim=32,
@@ -97,7 +98,9 @@ def nano() -> Recipe:
     data=_photos("train"),
     batch_size=16,
     steps=600,
-    optimizers={"model": Optimizer(peak_lr=2e-3, warmup_steps=50, clip_norm=1.0)},
+    optimizers={
+      "model": Optimizer(peak_lr=2e-3, warmup_steps=50, b2=0.99, clip_norm=1.0)
+    },
     evaluators={"held_out": Evaluator(data=_photos("test"))},
     save_every=300,
   )
@@ -110,11 +113,13 @@ def nano_digits() -> Recipe:
     name="nano-digits",
     task=Reconstruction(model=DIGITS, distance="l2"),
     data=_digits("train"),
-    batch_size=128,
-    steps=600,
-    optimizers={"model": Optimizer(peak_lr=2e-3, warmup_steps=50, clip_norm=1.0)},
+    batch_size=64,
+    steps=2000,
+    optimizers={
+      "model": Optimizer(peak_lr=3e-3, warmup_steps=50, b2=0.99, clip_norm=1.0)
+    },
     evaluators={"held_out": Evaluator(data=_digits("test"))},
-    save_every=300,
+    save_every=1000,
   )
 
 
@@ -126,9 +131,11 @@ def _nano_generator(name: str, model, sampling: dict) -> Recipe:
     data=_digits("train"),
     batch_size=128,
     steps=600,
-    optimizers={"model": Optimizer(peak_lr=2e-3, warmup_steps=50, clip_norm=1.0)},
+    optimizers={
+      "model": Optimizer(peak_lr=2e-3, warmup_steps=50, b2=0.99, clip_norm=1.0)
+    },
     evaluators={"held_out": Evaluator(data=_digits("test"))},
-    ema=0.99,
+    ema=0.98,
     save_every=300,
     tokenizer="instella-digits-nano",
     sampling=sampling,
@@ -139,7 +146,7 @@ _SMALL = {
   "num_tokens": DIGITS.num_tokens,
   "bits": DIGITS.bits,
   "width": 96,
-  "layers": 3,
+  "layers": 2,
   "head_dim": 32,
   "condition_width": 32,
   "num_classes": 10,

@@ -1,6 +1,7 @@
 """`tokens:PATH`: records that a tokenizer made beforehand, for generators to read.
 
-  manifest.json       origin, layout, count; written last, so a folder without is not whole
+  manifest.json       origin, layout, count, and the DataConfig that was encoded; written
+                      last, so a folder without is not whole
   tokens.arrayrecord  one record to a chunk: a small safetensors blob of named arrays
 
 A record holds `packed` uint32[L, w], `ids` int32[L] or [L, Q], or `values` float32[L, D], and
@@ -8,6 +9,7 @@ whatever belongs to it: `label` int32[], `features` and `text_mask`. PATH is the
 split, or a folder with one such folder per split.
 """
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Mapping
@@ -20,7 +22,14 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from safetensors.numpy import load as from_blob
 from safetensors.numpy import save as to_blob
 
-from tokzoo.data.sources.base import BadRecord, Record, Source, SourceInfo
+from tokzoo.data.config import DataConfig
+from tokzoo.data.sources.base import (
+  BadRecord,
+  Record,
+  Source,
+  SourceInfo,
+  require_split,
+)
 from tokzoo.errors import TokzooError
 from tokzoo.files import write_atomic
 from tokzoo.tokens import Origin, Tokens
@@ -32,13 +41,27 @@ _RECORDS = "tokens.arrayrecord"
 
 
 class TokenSource(Source):
-  """The records of one split."""
+  """The records of one split.
+
+  A folder is what was made of one split and says of which; asked for another, it refuses, so
+  that nobody evaluates on what was trained on by mistake.
+  """
 
   def __init__(self, path: str, split: str):
+    if not path:
+      raise TokzooError("the source tokens: lacks its path: write tokens:PATH.")
     folder = Path(path).expanduser()
-    if (folder / split / MANIFEST).is_file():
+    parts = sorted(part.parent.name for part in folder.glob(f"*/{MANIFEST}"))
+    if parts:
+      require_split(f"tokens:{path}", split, parts)
       folder = folder / split
     manifest = read_manifest(folder)
+    if manifest["data"]["split"] != split:
+      raise TokzooError(
+        f"{folder} holds the tokens of the split {manifest['data']['split']!r}, not of "
+        f"{split!r}: encode that split too (tokzoo encode --split {split}), or set "
+        "data.split."
+      )
     records = folder / _RECORDS
     size = records.stat().st_size if records.is_file() else 0
     if size != manifest["bytes"]:
@@ -52,8 +75,8 @@ class TokenSource(Source):
     self.info = SourceInfo(
       name=f"tokens:{path}",
       split=split,
-      splits=(split,),
-      description=f"tokens of {self.origin}, layout {manifest['layout']}",
+      splits=tuple(parts) or (split,),
+      description=f"{manifest['data']['source']} as tokens of {self.origin}",
     )
 
   def __len__(self) -> int:
@@ -70,12 +93,13 @@ class TokenSource(Source):
 class TokenWriter:
   """Writes a folder of token records; nothing that looks whole is left if it is stopped.
 
-  with TokenWriter(folder, tokenizer.origin) as writer:
+  with TokenWriter(folder, tokenizer.origin, data) as writer:
     writer.write({"packed": ..., "label": ...}, tokens)
   """
 
-  def __init__(self, folder: str | Path, origin: Origin):
+  def __init__(self, folder: str | Path, origin: Origin, data: DataConfig):
     self.count = 0
+    self._data = data
     self._folder = Path(folder)
     self._origin = origin
     self._layout: dict[str, Any] = {}
@@ -101,7 +125,7 @@ class TokenWriter:
     self._layout = {"kind": tokens.kind, "vocab": tokens.vocab, "bits": tokens.bits}
     count = len(next(iter(rows.values())))
     for index in range(count):
-      row = {name: np.ascontiguousarray(value[index]) for name, value in rows.items()}
+      row = {name: np.array(value[index], order="C") for name, value in rows.items()}
       self._writer.write(to_blob(row))
     self.count += count
 
@@ -114,6 +138,7 @@ class TokenWriter:
       "format": FORMAT,
       "format_version": VERSION,
       "origin": {"system": self._origin.system, "weights": self._origin.weights},
+      "data": what_was_encoded(self._data),
       "layout": self._layout,
       "records": self.count,
       "bytes": (self._making / _RECORDS).stat().st_size,
@@ -147,9 +172,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
   return manifest
 
 
-def kept_origin(folder: str | Path) -> Origin | None:
-  """Whose tokens a finished folder holds; None if there is none."""
-  folder = Path(folder)
-  if not (folder / MANIFEST).is_file():
-    return None
-  return Origin(**read_manifest(folder)["origin"])
+def what_was_encoded(data: DataConfig) -> dict[str, Any]:
+  """The fields of a config that decide which pictures are encoded, as JSON holds them."""
+  how_fast = ("shuffle", "threads", "prefetch")
+  fields = dataclasses.asdict(data).items()
+  return {name: value for name, value in fields if name not in how_fast}
