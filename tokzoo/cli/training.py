@@ -10,7 +10,7 @@ from rich.console import Console
 
 from tokzoo.cli.console import emit, facts, note, parse
 from tokzoo.cli.experiments import find_recipe, load_experiment
-from tokzoo.cli.tokenizing import with_tokens
+from tokzoo.cli.tokenizing import remember_origin, with_tokens
 from tokzoo.errors import TokzooError
 from tokzoo.hub import load
 from tokzoo.systems import part_of_config
@@ -90,6 +90,8 @@ def run_recipe(recipe: Recipe, out: Path, **settings: Any) -> Result:
   if recipe.tokenizer is not None:
     tokenizer = load(recipe.tokenizer)
     recipe = with_tokens(recipe, tokenizer, out)
+  if recipe.data.source.startswith("tokens:"):
+    remember_origin(recipe.data, out)
   initial = None
   if recipe.init_from is not None and not Path(recipe.init_from).is_dir():
     initial = load(recipe.init_from).variables
