@@ -53,11 +53,13 @@ def compiled(name, method="__call__"):
   return jax.jit(functools.partial(QUANTIZERS[name].apply, method=method))
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def train_step(name, z, mask=None):
   """Output, new state and gradient of a training step."""
-  variables = variables_of(name)
+  return compiled_step(name, variables_of(name), z, mask)
 
+
+@functools.partial(jax.jit, static_argnums=0)
+def compiled_step(name, variables, z, mask):
   def loss(z, params):
     quantized, after = QUANTIZERS[name].apply(
       {**variables, **params},

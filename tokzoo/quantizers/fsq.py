@@ -24,7 +24,9 @@ import math
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, Num
+from numpy.typing import ArrayLike
 
 from tokzoo.contract import Quantized
 from tokzoo.errors import TokzooError
@@ -90,8 +92,8 @@ class FiniteScalar(nn.Module):
 
   def ids_to_codes(self, ids: Int[Array, "*N"]) -> Float[Array, "*N D"]:
     """The codes of ids in [0, K); -1 gives 0."""
-    basis, levels = self._radix(ids.ndim + 1)
-    digits = ids[..., None] // basis % levels
+    basis = self._row(self._basis, ids.ndim + 1, jnp.int32)
+    digits = ids[..., None] // basis % self._row(self.levels, ids.ndim + 1, jnp.int32)
     return jnp.where(ids[..., None] < 0, 0.0, self._code(digits.astype(jnp.float32)))
 
   def codes_to_ids(self, codes: Float[Array, "*N D"]) -> Int[Array, "*N"]:
@@ -129,19 +131,20 @@ class FiniteScalar(nn.Module):
     return (digits - half) / half
 
   def _ids(self, digits: Int[Array, "*N D"]) -> Int[Array, "*N"]:
-    basis, _ = self._radix(digits.ndim)
+    basis = self._row(self._basis, digits.ndim, jnp.int32)
     return jnp.sum(digits * basis, axis=-1, dtype=jnp.int32)
+
+  @property
+  def _basis(self) -> np.ndarray:
+    """What one step of each digit adds to the id."""
+    return np.cumprod([1, *self.levels[:-1]])
 
   def _half(self, ndim: int) -> Float[Array, "... D"]:
     return self._row(np.array(self.levels) // 2, ndim)
 
-  def _radix(self, ndim: int) -> tuple[Int[Array, "... D"], Int[Array, "... D"]]:
-    basis = np.cumprod([1, *self.levels[:-1]])
+  def _row(
+    self, values: ArrayLike, ndim: int, dtype: DTypeLike = jnp.float32
+  ) -> Num[Array, "... D"]:
+    """One number per dimension, with leading axes of size 1 for `ndim` in all."""
     row = (1,) * (ndim - 1) + (len(self.levels),)
-    levels = jnp.asarray(self.levels, jnp.int32).reshape(row)
-    return jnp.asarray(basis, jnp.int32).reshape(row), levels
-
-  def _row(self, values: np.ndarray, ndim: int) -> Float[Array, "... D"]:
-    """One number per dimension as float32, with leading axes of size 1."""
-    row = (1,) * (ndim - 1) + (len(self.levels),)
-    return jnp.asarray(values, jnp.float32).reshape(row)
+    return jnp.asarray(values, dtype).reshape(row)
