@@ -102,6 +102,63 @@ def plot(
   return np.asarray(image)
 
 
+def dot_plot(
+  title: str, names: Sequence[str], values: Sequence[Sequence[float]], width: int = 560
+) -> np.ndarray:
+  """One line a name, one dot a value (a seed), a stroke at the mean.
+
+  Args:
+    title: over the figure.
+    names: of the lines, from the top.
+    values: numbers of each line; all lines share one axis, which starts at 0 unless some
+      number is below it.
+    width: in points.
+
+  Returns:
+    uint8[H, W, 3].
+  """
+  step, top, bottom = 26 * _SCALE, 40 * _SCALE, 30 * _SCALE
+  image = Image.new("RGB", (width * _SCALE, top + step * len(names) + bottom), "white")
+  draw = ImageDraw.Draw(image)
+  font, small = _font(13), _font(11)
+  left = int(max(draw.textlength(name, small) for name in names)) + 16 * _SCALE
+  right = width * _SCALE - 24 * _SCALE
+  ticks = _ticks(np.array([0.0, *(v for line in values for v in line)]))
+  low, high = ticks[0], ticks[-1]
+
+  def place(value: float) -> float:
+    return left + (value - low) / (high - low) * (right - left)
+
+  foot = top + step * len(names)
+  for tick in ticks:
+    draw.line([(place(tick), top - 6 * _SCALE), (place(tick), foot)], _GRID, _SCALE)
+    draw.text((place(tick), foot + 4 * _SCALE), _number(tick), _INK, small, anchor="ma")
+  for index, (name, line) in enumerate(zip(names, values, strict=True)):
+    y = top + step * (index + 0.5)
+    colour = COLOURS[index % len(COLOURS)]
+    draw.text((left - 10 * _SCALE, y), name, _INK, small, anchor="rm")
+    mean, half = place(float(np.mean(line))), 9 * _SCALE
+    draw.line([(mean, y - half), (mean, y + half)], colour, 2 * _SCALE)
+    for value in line:
+      x, radius = place(value), 4 * _SCALE
+      draw.ellipse(
+        [x - radius, y - radius, x + radius, y + radius], outline=colour, width=3
+      )
+  draw.text((12 * _SCALE, 8 * _SCALE), title, _INK, font, anchor="la")
+  return np.asarray(image)
+
+
+def stack(figures: Sequence[np.ndarray]) -> np.ndarray:
+  """Figures one below the other, on white."""
+  widest = max(figure.shape[1] for figure in figures)
+  return np.concatenate(
+    [
+      np.pad(f, ((0, 16), (0, widest - f.shape[1]), (0, 0)), constant_values=255)
+      for f in figures
+    ]
+  )
+
+
 def sheet(
   pictures: Sequence[Sequence[np.ndarray]],
   rows: Sequence[str] = (),

@@ -79,10 +79,12 @@ class InstellaDiffusion(nn.Module):
     """The logit that each bit of `x_t` was flipped, at time `t` in [0, 1]."""
     c = self.config
     text = ContextEmbedder(c, name="context")(condition)
+    # The condition has the dtype that the run computes in; bits and times follow it.
+    dtype = text.features.dtype
     # A plain number goes in: no sinusoids.
-    time = _dense(c.width, "time_1")(t[:, None])
+    time = _dense(c.width, "time_1")(t[:, None].astype(dtype))
     time = _dense(c.width, "time_2")(nn.silu(time))
-    x = _dense(c.width, "x_embedder")(x_t)
+    x = _dense(c.width, "x_embedder")(x_t.astype(dtype))
     seen = jnp.concatenate([text.mask, jnp.ones(x.shape[:2], bool)], axis=1)[
       :, None, None
     ]
@@ -110,8 +112,7 @@ class InstellaDiffusion(nn.Module):
 
   def bit_logits(self, x_t: Array, t: Array, condition: Condition) -> Array:
     """Logits of the clean bits: a flip speaks against what `x_t` shows. Float32."""
-    dtype = jax.tree.leaves(self.variables["params"])[0].dtype
-    flip = self(x_t.astype(dtype), t.astype(dtype), condition).astype(jnp.float32)
+    flip = self(x_t, t, condition).astype(jnp.float32)
     return (1 - 2 * x_t) * flip
 
   def sample(

@@ -259,7 +259,7 @@ class InstellaBAE(nn.Module):
   def setup(self):
     c = self.config
     self.encoder = Encoder(c)
-    self.quantizer = Binary(c.bits, c.width, c.temperature)
+    self.quantizer = self.make_quantizer()
     self.decoder = Decoder(c)
     self.to_pixel = nn.Dense(c.patch * c.patch * c.channels)
 
@@ -283,7 +283,7 @@ class InstellaBAE(nn.Module):
         "leave num_tokens out."
       )
     check_image_shape(c, x.shape)
-    return Tokens.from_bits(self.quantizer(self.encoder(x)).ids)
+    return self.to_tokens(self.quantizer(self.encoder(x)).ids)
 
   def decode(
     self,
@@ -324,11 +324,22 @@ class InstellaBAE(nn.Module):
     features = {} if prediction is None else {"repa": prediction}
     return Output(
       reconstruction=image.astype(jnp.float32),
-      tokens=Tokens.from_bits(jax.lax.stop_gradient(quantized.ids)),
+      tokens=self.to_tokens(jax.lax.stop_gradient(quantized.ids)),
       losses=quantized.losses,
       stats=quantized.stats,
       features=features,
     )
+
+  # What an ablation of the quantizer replaces (the one-hot baseline of experiments/).
+
+  def make_quantizer(self) -> nn.Module:
+    """The bottleneck."""
+    c = self.config
+    return Binary(c.bits, c.width, c.temperature)
+
+  def to_tokens(self, ids: Array) -> Tokens:
+    """Tokens of what the quantizer calls ids: bits here."""
+    return Tokens.from_bits(ids)
 
   def _to_image(self, codes: Array, height: int, width: int, train: bool = False):
     c = self.config

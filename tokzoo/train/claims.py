@@ -1,0 +1,111 @@
+"""Claims of a paper, measured at small scale: a sentence, a function, a verdict.
+
+Claim("PSNR rises with the number of kept tokens", source="One-D-Piece, abstract",
+      measure=psnr_by_prefix, holds=rises, seeds=(0, 1, 2))
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from tokzoo.contract import Task, Variables
+
+Numbers = Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+  """One sentence of a paper that can be measured here.
+
+  sentence:  what is claimed, with the bar
+  source:    where: paper and section, or the sheet that sets the bar
+  measure:   seed -> named numbers; trains what it needs, on real data
+  holds:     whether one seed's numbers bear the sentence out
+  setting:   data, model, steps: what the numbers stand for
+  seeds:     each is measured; the verdict counts them
+  """
+
+  sentence: str
+  source: str
+  measure: Callable[[int], Numbers]
+  holds: Callable[[Numbers], bool]
+  setting: str
+  seeds: tuple[int, ...] = (0, 1, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+  """What came out of a claim: numbers and verdict by seed."""
+
+  claim: Claim
+  numbers: dict[int, dict[str, float]]
+  held: dict[int, bool]
+
+  @property
+  def sentence(self) -> str:
+    """ "holds for 3 of 3 seeds"."""
+    return f"holds for {sum(self.held.values())} of {len(self.held)} seeds"
+
+  @property
+  def holds(self) -> bool:
+    return all(self.held.values())
+
+  def means(self) -> dict[str, float]:
+    """Mean of every number over the seeds."""
+    names = next(iter(self.numbers.values()))
+    return {
+      name: float(np.mean([numbers[name] for numbers in self.numbers.values()]))
+      for name in names
+    }
+
+
+def judge(claim: Claim, say: Callable[[str], None] = lambda text: None) -> Verdict:
+  """Measures a claim for every seed; `say` is told of each."""
+  numbers, held = {}, {}
+  for seed in claim.seeds:
+    found = {name: float(value) for name, value in claim.measure(seed).items()}
+    numbers[seed], held[seed] = found, bool(claim.holds(found))
+    told = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
+    say(f"seed {seed}: {told}: {'holds' if held[seed] else 'does not hold'}")
+  return Verdict(claim, numbers, held)
+
+
+def fit(
+  task: Task,
+  batches: Iterator[Mapping[str, Any]],
+  steps: int,
+  seed: int,
+  peak_lr: float = 2e-3,
+) -> Variables:
+  """Trains one player for a claim: Adam, 5 % warm-up, cosine to zero, clipping at 1.
+
+  The trainer proper keeps runs; a claim needs only the weights at the end.
+  """
+  init_rng, step_rng = jax.random.split(jax.random.key(seed))
+  first = dict(next(batches))
+  variables = dict(jax.jit(task.init)(init_rng, first))
+  schedule = optax.warmup_cosine_decay_schedule(0.0, peak_lr, steps // 20 + 1, steps)
+  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.99))
+  state = optimizer.init(variables["params"])
+
+  @jax.jit
+  def step(variables, state, batch, index):
+    def loss(params):
+      rng = jax.random.fold_in(step_rng, index)
+      found = task.losses({**variables, "params": params}, batch, rng, index)
+      return found.players["model"], found.updates
+
+    gradient, updates = jax.grad(loss, has_aux=True)(variables["params"])
+    change, state = optimizer.update(gradient, state, variables["params"])
+    params = optax.apply_updates(variables["params"], change)
+    return {**variables, **updates, "params": params}, state
+
+  batch = first
+  for index in range(steps):
+    variables, state = step(variables, state, batch, np.int32(index))
+    batch = dict(next(batches))
+  return variables
