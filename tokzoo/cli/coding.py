@@ -1,6 +1,5 @@
 """`tokzoo encode`, `decode`, `reconstruct`: pictures and tokens."""
 
-import json as json_module
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +9,7 @@ import tyro
 from rich.console import Console
 
 from tokzoo.cli.console import (
+  PICTURES,
   emit,
   facts,
   find_pictures,
@@ -18,10 +18,13 @@ from tokzoo.cli.console import (
   read_picture,
   table,
   to_uint8,
+  write_json,
   write_picture,
 )
+from tokzoo.cli.figures import sheet
 from tokzoo.cli.tokenizing import encode_dataset
-from tokzoo.data import DataConfig
+from tokzoo.data import DataConfig, guess_source
+from tokzoo.data.sources.opening import KINDS
 from tokzoo.errors import TokzooError
 from tokzoo.hub import PretrainedTokenizer, load
 from tokzoo.tokenizers.image.tiles import Tiling
@@ -66,7 +69,7 @@ def encode(
     json: print JSON.
   """
   tokenizer = load_tokenizer(model, preset)
-  if Path(source).is_file() or Path(source).suffix:
+  if _is_picture(source):
     image = read_picture(source, tokenizer.config.channels)
     tokens, tiling = tokenizer.encode_picture(image)
     extra = {"height": image.shape[0], "width": image.shape[1]}
@@ -84,7 +87,7 @@ def encode(
   else:
     side = size or tokenizer.config.image_size
     data = DataConfig(
-      source=source,
+      source=guess_source(source),
       split=split,
       channels=tokenizer.config.channels,
       crop="random",
@@ -160,8 +163,10 @@ def reconstruct(
     )
     write_picture(out / f"{path.stem}.png", made)
     shown.append((image, to_uint8(made)))
-  write_picture(out / "sheet.png", side_by_side(shown))
-  (out / "numbers.json").write_text(json_module.dumps(rows, indent=2) + "\n")
+  write_picture(
+    out / "sheet.png", sheet(shown, columns=("original", "reconstruction"), side=256)
+  )
+  write_json(out / "numbers.json", rows)
 
   def render(console: Console) -> None:
     columns = ("picture", "PSNR (dB)", "bits per pixel", "bytes")
@@ -187,30 +192,14 @@ def load_tokenizer(model: str, preset: str | None = None) -> PretrainedTokenizer
   return loaded
 
 
+def _is_picture(source: str) -> bool:
+  """Whether a source of `encode` is one picture rather than a data set."""
+  if source.partition(":")[0] in KINDS:
+    return False
+  return Path(source).suffix.lower() in PICTURES or Path(source).is_file()
+
+
 def psnr_db(image: np.ndarray, other: np.ndarray) -> float:
   """PSNR in dB of two uint8 pictures, peak 255."""
   error = np.mean((image.astype(np.float64) - other.astype(np.float64)) ** 2)
   return float(10 * np.log10(255**2 / max(error, 1e-10)))
-
-
-def side_by_side(
-  pairs: Sequence[tuple[np.ndarray, ...]], height: int = 256
-) -> np.ndarray:
-  """Rows of pictures, uint8: each row one tuple, all at one height, on white."""
-  from PIL import Image
-
-  rows = []
-  for pictures in pairs:
-    scaled = []
-    for picture in pictures:
-      flat = picture[..., 0] if picture.shape[-1] == 1 else picture
-      width = max(1, round(flat.shape[1] * height / flat.shape[0]))
-      pixels = np.asarray(Image.fromarray(flat).convert("RGB").resize((width, height)))
-      scaled += [pixels, np.full((height, 8, 3), 255, np.uint8)]
-    rows.append(np.concatenate(scaled[:-1], axis=1))
-  widest = max(row.shape[1] for row in rows)
-  filled = [
-    np.pad(row, ((0, 8), (0, widest - row.shape[1]), (0, 0)), constant_values=255)
-    for row in rows
-  ]
-  return np.concatenate(filled)

@@ -1,8 +1,11 @@
 """What the commands share: arguments, tables, JSON, pictures on disk."""
 
+import contextlib
 import dataclasses
+import functools
 import io
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +15,7 @@ import numpy as np
 import tyro
 from PIL import Image, UnidentifiedImageError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tokzoo.errors import TokzooError
@@ -23,14 +27,45 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 def parse(function: Callable[..., Any], command: str, arguments: Sequence[str]) -> Any:
   """Calls `function` with typed arguments from the command line.
 
-  Misspelt options, missing values and `--help` are tyro's: exit code 2 and no traceback.
+  Raises:
+    TokzooError: an option that it does not have, or a value of another type.
   """
-  return tyro.cli(
-    function,
-    prog=f"tokzoo {command}",
-    args=list(arguments),
-    config=(tyro.conf.AvoidSubcommands,),
-  )
+
+  # Bound first and called afterwards: what it prints is no error of the arguments.
+  @functools.wraps(function)
+  def bind(*args: Any, **kwargs: Any) -> Callable[[], Any]:
+    return functools.partial(function, *args, **kwargs)
+
+  return read_arguments(bind, f"tokzoo {command}", arguments)()
+
+
+def read_arguments(what: Any, prog: str, arguments: Sequence[str], **more: Any) -> Any:
+  """`tyro.cli`, whose framed errors become one sentence.
+
+  Args:
+    what: a function or a dataclass.
+    prog: the command as it was typed.
+    arguments: what follows it.
+    more: settings of `tyro.cli`.
+
+  Raises:
+    TokzooError: an option that there is not (the nearest is named), or a value missing or of
+      another type.
+  """
+  heard = io.StringIO()
+  try:
+    with contextlib.redirect_stderr(heard):
+      return tyro.cli(
+        what,
+        prog=prog,
+        args=list(arguments),
+        config=(tyro.conf.AvoidSubcommands,),
+        **more,
+      )
+  except SystemExit as stop:
+    if stop.code == 0:  # --help
+      raise
+    raise TokzooError(_one_sentence(heard.getvalue(), prog)) from stop
 
 
 def emit(data: Any, as_json: bool, render: Callable[[Console], None]) -> None:
@@ -43,14 +78,15 @@ def emit(data: Any, as_json: bool, render: Callable[[Console], None]) -> None:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
   """A table whose numbers are rounded for reading."""
-  made = Table(title=title, title_justify="left", title_style="bold")
+  made = Table(title=escape(title), title_justify="left", title_style="bold")
   numeric = [
     all(isinstance(row[i], int | float) for row in rows) for i in range(len(columns))
   ]
   for column, right in zip(columns, numeric, strict=True):
-    made.add_column(column, justify="right" if right and rows else "left")
+    justify = "right" if right and rows else "left"
+    made.add_column(column, justify=justify, overflow="fold")
   for row in rows:
-    made.add_row(*(shown(value) for value in row))
+    made.add_row(*(escape(shown(value)) for value in row))
   return made
 
 
@@ -58,6 +94,8 @@ def shown(value: Any) -> str:
   """A value as people read it."""
   if isinstance(value, float):
     return f"{value:.4g}"
+  if isinstance(value, Mapping):
+    return ", ".join(f"{name} {shown(item)}" for name, item in value.items())
   if isinstance(value, list | tuple):
     return ", ".join(shown(item) for item in value)
   return "" if value is None else str(value)
@@ -136,9 +174,39 @@ def write_picture(path: str | Path, image: np.ndarray) -> None:
   write_atomic(path, buffer.getvalue())
 
 
+def write_json(path: str | Path, data: Any) -> None:
+  """Writes `data` as JSON for people and programs, whole or not at all.
+
+  Raises:
+    TokzooError: the path cannot be written.
+  """
+  text = json.dumps(data, indent=2, default=_plain)
+  write_atomic(path, f"{text}\n".encode())
+
+
 def note(text: str) -> None:
   """Says something on stderr, so that stdout stays parseable."""
   print(text, file=sys.stderr)
+
+
+def _one_sentence(framed: str, prog: str) -> str:
+  """What tyro says in a frame of lines: its first part, and the option it suggests."""
+  lines = [line.strip("│ ") for line in framed.splitlines()]
+  lines = [line for line in lines if not line.startswith(("╭", "╰"))]
+  parts = [[]]
+  for line in lines:
+    if line.startswith("─"):
+      parts.append([])
+    elif line:
+      parts[-1].append(line)
+  what = re.split(r"\s*Got errors:", " ".join(parts[0]))[0].rstrip(" .:")
+  what = what.replace(". ", "; ")
+  hint = ""
+  for part in parts[1:]:
+    options = [word for line in part for word in line.split() if word.startswith("--")]
+    if part and part[0].startswith("Perhaps you meant") and options:
+      hint = f"did you mean {options[0].rstrip(',')}? "
+  return f"{what[:1].lower()}{what[1:]}: {hint}see {prog} --help."
 
 
 def _plain(value: Any) -> Any:

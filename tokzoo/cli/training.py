@@ -1,6 +1,7 @@
 """`tokzoo train` and `tokzoo export`."""
 
 import dataclasses
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -8,10 +9,10 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from tokzoo.cli.console import emit, facts, note, parse
+from tokzoo.cli.console import emit, facts, note, parse, read_arguments
 from tokzoo.cli.experiments import find_recipe, load_experiment
 from tokzoo.cli.tokenizing import remember_origin, with_tokens
-from tokzoo.errors import TokzooError
+from tokzoo.errors import TokzooError, unknown
 from tokzoo.hub import load
 from tokzoo.systems import part_of_config
 from tokzoo.train import Recipe, Result, from_json, load_run, to_json, train
@@ -43,24 +44,20 @@ class Train:
 
 
 def run_train(arguments: Sequence[str]) -> int:
-  arguments = list(arguments)
   wants_help = "--help" in arguments or "-h" in arguments
   # Two readings of one line: what to train, then the fields of that very recipe.
   first = [word for word in arguments if word not in ("--help", "-h")]
   if wants_help and not first:
-    tyro.cli(Train, prog="tokzoo train", args=["--help"])
-  config = (tyro.conf.AvoidSubcommands,)
-  what, rest = tyro.cli(
-    Train, prog="tokzoo train", args=first, return_unknown_args=True, config=config
-  )
+    read_arguments(Train, "tokzoo train", ["--help"])
+  what, rest = read_arguments(Train, "tokzoo train", first, return_unknown_args=True)
   named = find_recipe(load_experiment(what.experiment), what.recipe)
-  recipe = tyro.cli(
+  _refuse_misspelt(rest)
+  recipe = read_arguments(
     Recipe,
-    prog=f"tokzoo train {what.experiment} --recipe {what.recipe}",
+    f"tokzoo train {what.experiment} --recipe {what.recipe}",
+    ["--help"] if wants_help else rest,
     description=f"The fields of the recipe {what.recipe}.",
     default=named,
-    args=["--help"] if wants_help else rest,
-    config=config,
   )
   out = what.out or Path("runs") / f"{recipe.system}-{recipe.name}"
   result = run_recipe(recipe, out, restart=what.restart, writers=what.writers)
@@ -83,6 +80,18 @@ def run_train(arguments: Sequence[str]) -> int:
 
   emit(told, what.json, render)
   return 0
+
+
+def _refuse_misspelt(words: Sequence[str]) -> None:
+  """An option of `Train` that is misspelt would be looked for among the recipe's fields."""
+  fields = {field.name for field in dataclasses.fields(Recipe)}
+  ours = [f"--{f.name}" for f in dataclasses.fields(Train) if f.name != "experiment"]
+  for word in words:
+    name = word.removeprefix("--").split("=")[0].replace("-", "_")
+    if not word.startswith("--") or name.split(".")[0] in fields:
+      continue
+    if difflib.get_close_matches(word, ours, n=1, cutoff=0.8):
+      raise unknown("option", word, ours)
 
 
 def run_recipe(recipe: Recipe, out: Path, **settings: Any) -> Result:

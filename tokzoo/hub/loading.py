@@ -20,7 +20,7 @@ from tokzoo.hub.pretrained import (
 )
 from tokzoo.places import bundled
 from tokzoo.train import from_json, load_run
-from tokzoo.weights import read_state
+from tokzoo.weights import flatten, read_state
 from tokzoo.weights.checkpoint import read_checkpoint
 
 
@@ -215,6 +215,7 @@ def _assemble(
   config: Any, variables: Any, card: Card, tokenizer: str | Path | None
 ) -> Pretrained:
   module = config.build()
+  _require_fit(variables, abstract_variables(config), card.name)
   variables = jax.tree.map(jnp.asarray, variables)
   if systems.find_part(card.system, card.part).kind == "tokenizer":
     return PretrainedTokenizer(module, variables, card)
@@ -235,6 +236,21 @@ def _assemble(
       f"{maker.origin}: pass the tokenizer it was trained with."
     )
   return PretrainedGenerator(module, variables, card, maker)
+
+
+def _require_fit(variables: Any, like: Any, name: str) -> None:
+  """Raises unless the variables are those of the config, in names, shapes and dtypes."""
+  found, wanted = flatten(variables), flatten(like)
+  for path in sorted(set(found) | set(wanted)):
+    here, there = (
+      f"{tree[path].dtype}{list(tree[path].shape)}" if path in tree else "nothing"
+      for tree in (found, wanted)
+    )
+    if here != there:
+      raise TokzooError(
+        f"{name} holds {here} at {path}, where its config asks for {there}: it was made with "
+        "another version of tokzoo; export or train it again with this one."
+      )
 
 
 def _entry_of_file(preset: str) -> str | None:

@@ -189,14 +189,16 @@ class PretrainedGenerator(Pretrained):
       TokzooError: labels out of range, a condition of another kind, a setting that the model
         does not have.
     """
-    condition = self._check_condition(condition)
     chosen = {**self.card.sampling, **settings}
     arrays = {k: v for k, v in chosen.items() if not isinstance(v, int | float | str)}
     static = tuple(sorted((k, v) for k, v in chosen.items() if k not in arrays))
+    parts, count = self._parts(condition)
+    key = jax.random.key(seed)
     try:
-      tokens = self._sample(
-        self.variables, jax.random.key(seed), condition, arrays, static
-      )
+      drawn = [
+        self._sample(self.variables, jax.random.fold_in(key, i), part, arrays, static)
+        for i, part in enumerate(parts)
+      ]
     except TypeError as error:
       if "unexpected keyword argument" not in str(error):
         raise
@@ -204,7 +206,7 @@ class PretrainedGenerator(Pretrained):
         f"{self.card.name} cannot be sampled with these settings ({error}): see "
         f"tokzoo show {self.card.name}."
       ) from error
-    return tokens.replace(origin=self.tokenizer.origin)
+    return _first_rows(drawn, count).replace(origin=self.tokenizer.origin)
 
   def generate(
     self, condition: Any, seed: int = 0, **settings: Any
@@ -212,10 +214,17 @@ class PretrainedGenerator(Pretrained):
     """Samples tokens and decodes them: float32 in [-1, 1]."""
     return self.tokenizer.decode(self.sample(condition, seed, **settings))
 
-  def _check_condition(self, condition: Any) -> Any:
+  def _parts(self, condition: Any) -> tuple[list[Any], int]:
+    """The condition, checked, in parts that are sampled together, and its rows."""
     classes = self.config.num_classes
     if classes is None:
-      return condition
+      leaves = jax.tree.leaves(condition)
+      if not leaves or not all(np.ndim(leaf) for leaf in leaves):
+        raise TokzooError(
+          f"{self.card.name} is conditioned on text features, not on {type(condition).__name__}"
+          ": pass TextFeatures (features, mask)."
+        )
+      return [condition], np.shape(leaves[-1])[0]
     labels = np.asarray(condition)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
       raise TokzooError(
@@ -227,7 +236,7 @@ class PretrainedGenerator(Pretrained):
         f"class labels run from 0 to {classes - 1}; these run from "
         f"{labels.min(initial=0)} to {labels.max(initial=0)}."
       )
-    return jnp.asarray(labels, jnp.int32)
+    return _batches(labels.astype(np.int32)), len(labels)
 
   @functools.cached_property
   def _sample(self):
@@ -273,9 +282,9 @@ def as_pixels(images: Any, channels: int) -> Float[np.ndarray, "B H W C"]:
   return array.astype(np.float32)
 
 
-def _batches(pixels: np.ndarray) -> list[np.ndarray]:
+def _batches(rows: np.ndarray) -> list[np.ndarray]:
   """Parts of one size, so that one program serves them all."""
-  return [_filled(pixels[s : s + BATCH]) for s in range(0, len(pixels), BATCH)]
+  return [_filled(rows[s : s + BATCH]) for s in range(0, len(rows), BATCH)]
 
 
 def _filled(rows: Any) -> Any:
