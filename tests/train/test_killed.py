@@ -83,7 +83,7 @@ def lines_of(out: Path) -> list[dict]:
 
 
 def test_killed_and_resumed_ends_bit_identical(tmp_path):
-  steps, kills = 80, 12
+  steps, kills = 72, 12
   straight, broken = tmp_path / "straight", tmp_path / "broken"
   draw = random.Random(0)
   killed_saving = 0
@@ -93,11 +93,11 @@ def test_killed_and_resumed_ends_bit_identical(tmp_path):
     for kill in range(kills):
       pid = runs.start(broken, steps)
       if kill % 3 == 0:  # at any moment, also while it starts or restores
-        time.sleep(draw.uniform(0, 1))
+        time.sleep(draw.uniform(0, 0.8))
       elif kill % 3 == 1:  # a while after its next save
         before = newest(broken)
         wait_until(lambda before=before: newest(broken) > before)
-        time.sleep(draw.uniform(0, 0.2))
+        time.sleep(draw.uniform(0, 0.1))
       else:  # in the middle of a save
         wait_until(lambda: saving(broken))
         time.sleep(draw.uniform(0, 0.03))

@@ -39,31 +39,27 @@ def finish(hosts) -> list[str]:
   return [out.strip().splitlines()[-1] for out, _ in told]
 
 
-def test_two_processes_equal_one(tmp_path):
-  one, two = tmp_path / "one", tmp_path / "two"
-  recipe = worker.shared_recipe(12)
+def test_two_processes_stopped_and_continued_equal_one(tmp_path):
+  one, two, steps = tmp_path / "one", tmp_path / "two", 40
+  recipe = worker.shared_recipe(steps)
   worker.run(recipe, one, make_mesh(recipe.mesh, jax.devices()[:4]))
-  assert finish(start_hosts(two, 12)) == ["DONE 12 None"] * 2
+  # A signal to one process stops both, at the same step.
+  hosts = start_hosts(two, steps)
+  wait_until(lambda: newest(two) > 0)
+  hosts[1].send_signal(signal.SIGTERM)
+  first, second = finish(hosts)
+  done = newest(two)
+  assert 0 < done < steps
+  assert second == f"DONE {done} SIGTERM"
+  assert first == f"DONE {done} a signal to another host"
+  assert finish(start_hosts(two, steps)) == [f"DONE {steps} None"] * 2
   expected, about = arrays_of(one)
   found, about_found = arrays_of(two)
-  assert about["data"] == about_found["data"] == {"taken": 12}
+  assert about["data"] == about_found["data"] == {"taken": steps}
   for name, array in found.items():
-    np.testing.assert_allclose(array, expected[name], 1e-4, 1e-6, err_msg=name)
+    np.testing.assert_allclose(array, expected[name], 1e-3, 1e-5, err_msg=name)
   for mine, theirs in zip(lines_of(one), lines_of(two), strict=True):
     assert mine.keys() == theirs.keys()
     for key, value in mine.items():
       if key != "split":
-        np.testing.assert_allclose(value, theirs[key], 1e-4)
-
-
-def test_a_signal_to_one_process_stops_both_and_both_continue(tmp_path):
-  hosts = start_hosts(tmp_path, 100_000)
-  wait_until(lambda: newest(tmp_path) > 0)
-  hosts[1].send_signal(signal.SIGTERM)
-  first, second = finish(hosts)
-  assert second.endswith("SIGTERM") and first.endswith("a signal to another host")
-  done = int(first.split()[1])
-  assert newest(tmp_path) == done
-  lines = lines_of(tmp_path)
-  assert finish(start_hosts(tmp_path, done + 2)) == [f"DONE {done + 2} None"] * 2
-  assert lines_of(tmp_path)[: len(lines)] == lines
+        np.testing.assert_allclose(value, theirs[key], 1e-3)

@@ -6,6 +6,7 @@ python -m tests.train.worker host I N PORT OUT STEPS   process I of N of one run
 
 import os
 import sys
+import time
 import traceback
 
 import jax
@@ -13,7 +14,7 @@ import jax
 from tests.train.tasks import AutoEncoder, Linear, Rows, held_out, make_recipe
 from tokzoo.data import host_rows
 from tokzoo.errors import TokzooError
-from tokzoo.train import MeshShape, make_mesh, train
+from tokzoo.train import MeshShape, Optimizer, make_mesh, train
 
 
 def killed_recipe(steps: int):
@@ -35,6 +36,7 @@ def shared_recipe(steps: int):
   return make_recipe(
     task=Linear(AutoEncoder(hidden=64), noise=0.1),
     batch_size=16,
+    optimizers={"model": Optimizer("sgd", peak_lr=0.1)},
     ema=0.9,
     steps=steps,
     save_every=6,
@@ -43,7 +45,15 @@ def shared_recipe(steps: int):
   )
 
 
-def run(recipe, out, mesh=None):
+class Unhurried(Rows):
+  """Rows that take a while, so that a signal comes in the middle of a run."""
+
+  def __next__(self):
+    time.sleep(0.05)
+    return super().__next__()
+
+
+def run(recipe, out, mesh=None, rows_type=Rows):
   """Trains with the rows that this process makes."""
   mesh = mesh or make_mesh(recipe.mesh)
   rows = host_rows(mesh, recipe.batch_size)
@@ -51,7 +61,7 @@ def run(recipe, out, mesh=None):
     recipe,
     out,
     mesh=mesh,
-    batches=Rows(recipe.batch_size, rows),
+    batches=rows_type(recipe.batch_size, rows),
     evaluations={"held_out": held_out(recipe.batch_size, rows=rows)},
     progress=False,
   )
@@ -80,7 +90,7 @@ def one_host(index: int, count: int, port: int, out: str, steps: int) -> None:
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   jax.distributed.initialize(f"localhost:{port}", count, index)
   try:
-    result = run(shared_recipe(steps), out)
+    result = run(shared_recipe(steps), out, rows_type=Unhurried)
   except TokzooError as error:
     print("STOPPED", error, flush=True)
     os._exit(2)

@@ -27,7 +27,7 @@ import orbax.checkpoint as ocp
 
 from tokzoo.errors import TokzooError
 from tokzoo.train import hosts
-from tokzoo.train.digest import digest_all, host_digest
+from tokzoo.train.digest import host_digest, inspect
 from tokzoo.train.mesh import named_leaves
 from tokzoo.train.quiet import quieten
 from tokzoo.train.state import TrainState
@@ -104,22 +104,14 @@ class Checkpoints:
     self.settle()
     arrays = named_leaves(state)
     step = int(state.step)
-    everywhere = state.step.sharding
-    digests, finite = jax.device_get(
-      jax.jit(digest_all, out_shardings=everywhere)(arrays)
-    )
-    if not finite:
-      bad = next(
-        name
-        for name, array in arrays.items()
-        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all()
-      )
+    digests, bad = inspect(arrays, state.step.sharding)
+    if bad is not None:
       raise TokzooError(
         f"the state after step {step} is not finite ({bad}) and was not saved; "
         f"{self.intact()}: lower the learning rate, or set clip_norm."
       )
     layout = {
-      name: [array.dtype.name, list(array.shape), [int(half) for half in digests[name]]]
+      name: [array.dtype.name, list(array.shape), digests[name]]
       for name, array in arrays.items()
     }
     told = {"format": FORMAT, "step": step, **about, "arrays": layout}
@@ -257,10 +249,8 @@ class Checkpoints:
       item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted)
     )
     arrays = self._read(step, "state", arguments)
-    everywhere = like.step.sharding
-    digests, _ = jax.device_get(jax.jit(digest_all, out_shardings=everywhere)(arrays))
-    for name, found in digests.items():
-      if found.tolist() != about["arrays"][name][2]:
+    for name, found in inspect(arrays, like.step.sharding)[0].items():
+      if found != about["arrays"][name][2]:
         raise Damaged(f"{name} does not agree with its digest")
     return arrays
 
@@ -370,7 +360,7 @@ def _check_layout(
   for name in sorted(saved.keys() | asked.keys()):
     if saved.get(name) != asked.get(name):
       raise TokzooError(
-        f"checkpoint {step} in {folder} is of another model: it holds {name} as "
+        f"checkpoint {step} in {folder} does not fit the recipe: it holds {name} as "
         f"{saved.get(name, 'nothing')}, the recipe as {asked.get(name, 'nothing')}; "
         "choose another --out, or pass --restart to begin anew."
       )

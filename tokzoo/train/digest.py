@@ -6,12 +6,13 @@ the array lies. A change within one element always changes a sum, since an odd w
 an inverse; any other change slips through with probability about 2^-64.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree, UInt32
+from jaxtyping import Array, Bool, UInt32
 
 _SALTS = (0x9E3779B9, 0x7F4A7C15)
 _CHUNK = 1 << 22
@@ -50,13 +51,30 @@ def host_digest(array: np.ndarray) -> tuple[int, int]:
   return sums[0] % 2**32, sums[1] % 2**32
 
 
-def digest_all(arrays: PyTree) -> tuple[PyTree, Array]:
-  """The digest of every leaf, and whether every floating leaf is finite. For jit."""
-  leaves = [
-    leaf for leaf in jax.tree.leaves(arrays) if jnp.issubdtype(leaf, jnp.floating)
-  ]
-  finite = [jnp.isfinite(leaf).all() for leaf in leaves]
-  return jax.tree.map(digest, arrays), jnp.stack([jnp.bool_(True), *finite]).all()
+def inspect(
+  arrays: Mapping[str, Array], everywhere: jax.sharding.Sharding
+) -> tuple[dict[str, list[int]], str | None]:
+  """The digest of every array, and the name of one that is not finite, or None.
+
+  Args:
+    arrays: global arrays by name.
+    everywhere: the sharding that copies to all devices of their mesh.
+  """
+  # One small program per shape: one program over a large model's arrays compiles for
+  # minutes. Each is waited for: see `steps_in_flight` in loop.py.
+  look = jax.jit(_look, out_shardings=everywhere)
+  found = {name: jax.device_get(look(array)) for name, array in arrays.items()}
+  bad = [name for name, (_, is_finite) in found.items() if not is_finite]
+  digests = {
+    name: [int(half) for half in halves] for name, (halves, _) in found.items()
+  }
+  return digests, bad[0] if bad else None
+
+
+def _look(array: Array) -> tuple[UInt32[Array, "2"], Bool[Array, ""]]:
+  if not jnp.issubdtype(array.dtype, jnp.floating):
+    return digest(array), jnp.bool_(True)
+  return digest(array), jnp.isfinite(array).all()
 
 
 def _weights(index: Any, salt: Any) -> Any:

@@ -22,6 +22,9 @@ from tokzoo.train.recipe import MeshShape
 Batches = Iterable[Mapping[str, Any]]
 """Batches of this process's rows, as `tokzoo.data.evaluation_batches` gives them."""
 
+States = dict[str, Any]
+"""Mergeable metric states by name."""
+
 _SEED = 7
 """Of every evaluation's draws: two evaluations of the same weights agree."""
 
@@ -40,14 +43,13 @@ def make_evaluate(
   one_batch = _over(mesh, placed, task.evaluate)
 
   def run(variables: Variables, batches: Batches) -> dict[str, float]:
-    total: dict[str, Any] | None = None
+    total: States | None = None
+    flying: States | None = None
     for index, batch in enumerate(batches):
-      rows = put_batch(batch, mesh, batch_size)
-      states = one_batch(dict(variables), rows, np.uint32(index))
-      if total is None:
-        total = states
-      else:
-        total = {name: total[name].merge(state) for name, state in states.items()}
+      rows = put_batch(batch, mesh, batch_size)  # while the batch before is computed
+      total = _merge(total, flying)
+      flying = one_batch(dict(variables), rows, np.uint32(index))
+    total = _merge(total, flying)
     if total is None:
       raise TokzooError(
         "an evaluation got no batch: its split is empty, or batches is 0."
@@ -118,6 +120,14 @@ def sheet(images: np.ndarray, columns: int = 8, rows: int = 4) -> np.ndarray:
     np.concatenate([images, blank]), "(r k) h w c -> (r h) (k w) c", k=columns
   )
   return np.round((np.clip(tiles, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
+
+
+def _merge(total: States | None, states: States | None) -> States | None:
+  """Waits for the states of a batch and adds them to the total."""
+  jax.block_until_ready(states)
+  if total is None or states is None:
+    return states
+  return {name: total[name].merge(state) for name, state in states.items()}
 
 
 def _over(

@@ -44,9 +44,6 @@ from tokzoo.train.writers import Log, OnLog, open_log
 EvaluationBatches = Mapping[str, Callable[[], Batches]]
 """By evaluator, a function that gives its batches, once from the beginning."""
 
-_LAG = 2
-"""Steps in flight: the device has one to compute and one to come."""
-
 
 class DataIterator(Protocol):
   """Training batches of this process's rows, with a JSON state: `tokzoo.data.loader`."""
@@ -208,6 +205,7 @@ class _Meter:
     self, recipe: Recipe, layout: Layout, checkpoints: Checkpoints, log: Log
   ):
     self._every = recipe.log_every
+    self._lag = steps_in_flight(layout.mesh)
     self._players = layout.assignment
     self._checkpoints = checkpoints
     self._log = log
@@ -220,7 +218,7 @@ class _Meter:
   def push(self, step: int, metrics: Metrics) -> None:
     """Takes the metrics of a step that was just sent to the device."""
     self._flying.append((step, metrics))
-    if len(self._flying) > _LAG:
+    if len(self._flying) > self._lag:
       self._land()
 
   def drain(self) -> None:
@@ -323,6 +321,17 @@ class _Watch:
         break
       for name, image in self._draw(state.variables(), batch).items():
         self._log.picture(step, name, image)
+
+
+def steps_in_flight(mesh: Mesh) -> int:
+  """How many steps may be sent ahead of the one that is waited for.
+
+  Two keep an accelerator busy: one to compute and one to come. Simulated devices share one
+  pool of threads, and a collective of a later step that waits in it for its partners can
+  keep those out for ever, so there a step is waited for at once.
+  """
+  simulated = mesh.devices.flat[0].platform == "cpu" and mesh.devices.size > 1
+  return 0 if simulated else 2
 
 
 def _check(recipe: Recipe) -> None:

@@ -211,11 +211,11 @@ def make_state(
     functools.partial(_init, recipe),
     out_shardings=layout.placed.variables(use_ema=False),
   )
-  variables = init(dict(batch))
+  variables = jax.block_until_ready(init(dict(batch)))
   if initial is not None:
     variables = merge_initial(variables, initial)
   begin = functools.partial(_begin, recipe, layout.assignment, layout.optimizers)
-  return jax.jit(begin, out_shardings=layout.placed)(variables)
+  return jax.block_until_ready(jax.jit(begin, out_shardings=layout.placed)(variables))
 
 
 def merge_initial(variables: Variables, initial: Variables) -> dict[str, PyTree]:
