@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import jax
 import tyro
 from rich.console import Console
 
@@ -39,6 +40,8 @@ class Train:
   """Begin anew where the directory already holds a run."""
   writers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
   """Further places for numbers and pictures."""
+  distributed: bool = False
+  """This process is one of several hosts; jax finds the others (see tpu/README.md)."""
   json: bool = False
   """Print the result as JSON."""
 
@@ -50,6 +53,8 @@ def run_train(arguments: Sequence[str]) -> int:
   if wants_help and not first:
     read_arguments(Train, "tokzoo train", ["--help"])
   what, rest = read_arguments(Train, "tokzoo train", first, return_unknown_args=True)
+  if what.distributed:
+    jax.distributed.initialize()
   named = find_recipe(load_experiment(what.experiment), what.recipe)
   _refuse_misspelt(rest)
   recipe = read_arguments(
