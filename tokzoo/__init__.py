@@ -6,10 +6,17 @@ tokens = tokenizer.encode(pictures)      # uint8[B, H, W, C] or float32 in [-1, 
 pictures = tokenizer.decode(tokens)
 """
 
-__version__ = "0.1.0"
-
 from tokzoo.errors import TokzooError
 from tokzoo.hub import load
 from tokzoo.tokens import Origin, Tokens, load_tokens, save_tokens
+from tokzoo.version import __version__
 
-__all__ = ["Origin", "Tokens", "TokzooError", "load", "load_tokens", "save_tokens"]
+__all__ = [
+  "Origin",
+  "Tokens",
+  "TokzooError",
+  "__version__",
+  "load",
+  "load_tokens",
+  "save_tokens",
+]

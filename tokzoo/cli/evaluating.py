@@ -26,8 +26,8 @@ from tokzoo.metrics.images import SSIM_WINDOW
 from tokzoo.metrics.inception import load_inception
 from tokzoo.tokens import Tokens
 from tokzoo.train import evaluate as evaluate_task
-from tokzoo.train.run_dir import code_version
 from tokzoo.train.tasks import Generation, usage
+from tokzoo.version import code_version
 
 _BATCH = 64
 _FEATURE_BATCH = 16

@@ -18,7 +18,7 @@ from tokzoo.errors import TokzooError
 from tokzoo.files import write_atomic
 from tokzoo.systems import find_system
 from tokzoo.train.claims import Verdict, judge
-from tokzoo.train.run_dir import code_version
+from tokzoo.version import code_version
 
 
 def run_reproduce(arguments: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,7 +18,7 @@ from tokzoo.errors import TokzooError, unknown
 from tokzoo.hub import load
 from tokzoo.systems import part_of_config
 from tokzoo.train import Recipe, Result, from_json, load_run, to_json, train
-from tokzoo.train.run_dir import code_version
+from tokzoo.version import code_version
 from tokzoo.weights.checkpoint import write_checkpoint
 
 
@@ -54,7 +55,7 @@ def run_train(arguments: Sequence[str]) -> int:
     read_arguments(Train, "tokzoo train", ["--help"])
   what, rest = read_arguments(Train, "tokzoo train", first, return_unknown_args=True)
   if what.distributed:
-    jax.distributed.initialize()
+    _join_hosts()
   named = find_recipe(load_experiment(what.experiment), what.recipe)
   _refuse_misspelt(rest)
   recipe = read_arguments(
@@ -97,6 +98,29 @@ def _refuse_misspelt(words: Sequence[str]) -> None:
       continue
     if difflib.get_close_matches(word, ours, n=1, cutoff=0.8):
       raise unknown("option", word, ours)
+
+
+def _join_hosts() -> None:
+  """Meets the other hosts: by the cluster's own means, or by three variables.
+
+  Raises:
+    TokzooError: the others are not found, or did not come.
+  """
+  told = {
+    name: int(os.environ[variable])
+    for name, variable in (
+      ("num_processes", "JAX_NUM_PROCESSES"),
+      ("process_id", "JAX_PROCESS_ID"),
+    )
+    if variable in os.environ
+  }
+  try:
+    jax.distributed.initialize(**told)
+  except (RuntimeError, ValueError) as error:
+    raise TokzooError(
+      f"the other hosts cannot be met ({str(error).splitlines()[0]}): outside Cloud TPU, Slurm "
+      "and Kubernetes set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID."
+    ) from error
 
 
 def run_recipe(recipe: Recipe, out: Path, **settings: Any) -> Result:

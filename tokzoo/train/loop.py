@@ -34,12 +34,13 @@ from tokzoo.train.checkpoint import Checkpoints
 from tokzoo.train.evaluate import Batches, make_evaluate, make_pictures
 from tokzoo.train.mesh import check_batch, host_arrays, make_mesh, put_batch
 from tokzoo.train.recipe import Recipe
-from tokzoo.train.run_dir import code_version, load_run, open_run
+from tokzoo.train.run_dir import load_run, open_run
 from tokzoo.train.serial import to_json
 from tokzoo.train.signals import stop_requests
 from tokzoo.train.state import Layout, TrainState, lay_out, make_state
 from tokzoo.train.step import Metrics, make_step, metric_name
 from tokzoo.train.writers import Log, OnLog, open_log
+from tokzoo.version import code_version
 
 EvaluationBatches = Mapping[str, Callable[[], Batches]]
 """By evaluator, a function that gives its batches, once from the beginning."""

@@ -9,7 +9,6 @@ pictures/     image summaries
 import functools
 import json
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import jax.numpy as jnp
 from flax import traverse_util
 from jaxtyping import PyTree
 
-import tokzoo
 from tokzoo.errors import TokzooError
 from tokzoo.files import write_atomic
 from tokzoo.train import hosts
@@ -111,24 +109,6 @@ def load_run(
     traverse_util.unflatten_dict(variables, sep="/"),
     about["step"],
   )
-
-
-def code_version() -> str:
-  """Version of tokzoo, with the commit where it runs from a checkout: "0.1.0+94622ce"."""
-  root = Path(tokzoo.__file__).parent.parent
-  if not (root / ".git").exists():
-    return tokzoo.__version__
-  try:
-    told = subprocess.run(
-      ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude", "*"],
-      capture_output=True,
-      text=True,
-      timeout=10,
-      check=True,
-    )
-  except (OSError, subprocess.SubprocessError):
-    return tokzoo.__version__
-  return f"{tokzoo.__version__}+{told.stdout.strip()}"
 
 
 def _weights(use_ema: bool, names: list[str]) -> list[str]:

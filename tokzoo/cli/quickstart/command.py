@@ -21,8 +21,8 @@ from tokzoo.cli.training import run_recipe
 from tokzoo.errors import TokzooError
 from tokzoo.files import write_atomic
 from tokzoo.hub import load
-from tokzoo.train.run_dir import code_version
 from tokzoo.train.writers import read_log
+from tokzoo.version import code_version
 
 BARS = {
   "held_out_psnr_db": (">=", 23.0),
