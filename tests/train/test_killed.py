@@ -111,6 +111,8 @@ def test_killed_and_resumed_ends_bit_identical(tmp_path):
   expected, about = arrays_of(straight)
   found, about_found = arrays_of(broken)
   assert_same_bits(found, expected)
-  assert about_found == about
+  # The code's version is not compared: a commit may come while this test runs.
+  for part in ("step", "recipe", "data", "arrays"):
+    assert about_found[part] == about[part]
   assert lines_of(broken) == lines_of(straight)
   assert not saving(broken)
