@@ -95,9 +95,9 @@ class Recipe:
   """Decay of the averaged weights; None: none are kept."""
   compute_dtype: Literal["float32", "bfloat16"] = "float32"
   """Dtype of activations and of the weights they meet; masters stay float32."""
-  remat: Literal["none", "blocks", "dots", "full"] = "none"
-  """What the backward pass recomputes: nothing, all but the outputs of the blocks, all but
-  matrix products, everything."""
+  remat: Literal["none", "blocks", "dots"] = "none"
+  """What the backward pass recomputes: nothing; all but the outputs of the blocks; all but
+  products with weights."""
   freeze: tuple[str, ...] = ()
   """Regular expressions over parameter paths that stay as they were initialised."""
   init_from: str | None = None

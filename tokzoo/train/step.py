@@ -53,12 +53,12 @@ def _losses(task: Task, recipe: Recipe) -> Callable[..., Losses]:
     variables = {"params": unflatten(compute_cast(params, dtype)), **collections}
     return task.losses(variables, compute_cast(batch, dtype), key, step)
 
+  # Compilers recompute a block where it is needed. They cannot with nothing kept at all:
+  # that one piece takes as much memory as none, so there is no such setting.
   policies = jax.checkpoint_policies
   match recipe.remat:
     case "none":
       return losses
-    case "full":
-      policy = policies.nothing_saveable
     case "dots":
       policy = policies.dots_with_no_batch_dims_saveable
     case "blocks":
