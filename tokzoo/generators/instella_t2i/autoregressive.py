@@ -200,7 +200,7 @@ class InstellaAR(nn.Module):
     Raises:
       TokzooError: settings out of range, or guidance on text without `null`.
     """
-    check_sampling(1, max(temperature, 1e-9), 1)
+    check_sampling(1, temperature or 1.0, 1)
     c = self.config
     batch = jax.tree.leaves(condition)[-1].shape[0]
     uniform = uniform or uniform_draws(rng, (batch, c.bits))

@@ -185,7 +185,7 @@ def uniform_draws(rng: PRNGKeyArray | None, shape: tuple[int, ...]) -> Uniform:
 
 
 def check_sampling(steps: int, temperature: float, protocol: int) -> None:
-  if steps < 1 or temperature <= 0 or protocol not in (1, 2):
+  if steps < 1 or not temperature > 0 or protocol not in (1, 2):
     raise TokzooError(
       f"sampling with steps {steps}, temperature {temperature}, protocol {protocol}: steps is "
       "at least 1, the temperature above 0, the protocol 1 or 2."
