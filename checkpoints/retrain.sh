@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Retrains the packaged checkpoints, or those that are named, from packaged data.
 #
-#   checkpoints/retrain.sh                       all, about half an hour on 2 CPU cores
+#   checkpoints/retrain.sh                       all, about a quarter of an hour on 2 CPU cores
 #   checkpoints/retrain.sh instella-photos-nano  one
 #
 # Afterwards catalog.toml needs the new SHA-256 values, which are printed at the end.
@@ -11,7 +11,7 @@ runs="${RUNS:-runs/checkpoints}"
 names=("$@")
 [ ${#names[@]} -gt 0 ] || names=(
   instella-photos-nano instella-digits-nano
-  instella-digits-ar-nano instella-digits-diffusion-nano
+  instella-digits-ar-nano
 )
 retrain() {  # name, then what tokzoo train takes
   local name="$1"
@@ -25,9 +25,7 @@ for name in "${names[@]}"; do
     instella-photos-nano) retrain "$name" --recipe nano --steps 4000 --save-every 1000 ;;
     instella-digits-nano) retrain "$name" --recipe nano-digits --steps 6000 --save-every 2000 ;;
     instella-digits-ar-nano)
-      retrain "$name" --recipe nano-ar --steps 1500 --save-every 500 --tokenizer "$digits" ;;
-    instella-digits-diffusion-nano)
-      retrain "$name" --recipe nano-diffusion --steps 3000 --save-every 1000 --tokenizer "$digits" ;;
+      retrain "$name" --recipe nano-ar --tokenizer "$digits" ;;
     *) echo "retrain.sh: no packaged checkpoint is called $name." >&2; exit 2 ;;
   esac
 done
