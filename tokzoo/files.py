@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from tokzoo.errors import TokzooError
 
@@ -67,6 +68,23 @@ def digest(header: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> str:
     state.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
     state.update(array.tobytes())
   return state.hexdigest()
+
+
+def to_safetensors(
+  arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> bytes:
+  """Arrays and metadata as the bytes of a safetensors file: the same ones every time.
+
+  The library writes metadata in the order of a randomly seeded table; sorted, equal content
+  is an equal file, whose hash can be compared.
+  """
+  plain = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+  data = save(plain, dict(metadata))
+  size = int.from_bytes(data[:8], "little")
+  header = json.dumps(json.loads(data[8 : 8 + size]), sort_keys=True).encode()
+  # The arrays begin at a multiple of 8 bytes.
+  header += b" " * (-len(header) % 8)
+  return len(header).to_bytes(8, "little") + header + data[8 + size :]
 
 
 def read_safetensors(

@@ -25,10 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, UInt32
-from safetensors.numpy import save as _to_safetensors
 
 from tokzoo.errors import TokzooError
-from tokzoo.files import digest, read_safetensors, write_atomic
+from tokzoo.files import digest, read_safetensors, to_safetensors, write_atomic
 from tokzoo.kernels.bit_packing import pack_bits, unpack_bits, words_per_token
 
 FORMAT = "tokzoo-tokens"
@@ -210,9 +209,9 @@ def save_tokens(
       "tokens of an unknown tokenizer cannot be saved: nobody could decode them. "
       "Encode with tokzoo.load(...), which stamps them, or set Tokens.origin."
     )
-  arrays = {tokens.kind: np.asarray(tokens.array, order="C")}
+  arrays = {tokens.kind: np.asarray(tokens.array)}
   if tokens.mask is not None:
-    arrays["mask"] = np.asarray(tokens.mask, order="C")
+    arrays["mask"] = np.asarray(tokens.mask)
   header = {
     "format": FORMAT,
     "version": str(VERSION),
@@ -229,7 +228,7 @@ def save_tokens(
     "extra": json.dumps(extra or {}, sort_keys=True),
   }
   header["digest"] = digest(header, arrays)
-  write_atomic(path, _to_safetensors(arrays, header))
+  write_atomic(path, to_safetensors(arrays, header))
 
 
 def load_tokens(

@@ -92,7 +92,7 @@ def test_dtypes_follow_the_model():
       {"head.weight": np.zeros(3)},
       "hold 'head.weight', which the conversion table does",
     ),
-    ({"module.scale": np.zeros(())}, "a wrapper's"),
+    ({"module.scale": np.zeros(())}, "of a wrapper"),
     ({"layers.3.fc.bias": np.zeros(3)}, "'layers.3.fc.bias'.*has no place"),
     ({"scale": None}, "lack 'scale'"),
     (

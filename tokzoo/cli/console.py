@@ -20,6 +20,7 @@ from rich.table import Table
 
 from tokzoo.errors import TokzooError
 from tokzoo.files import write_atomic
+from tokzoo.hub.pretrained import one_picture
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -111,13 +112,20 @@ def facts(title: str, values: Mapping[str, Any]) -> Table:
 def read_picture(path: str | Path, channels: int) -> np.ndarray:
   """A picture file as uint8[H, W, channels].
 
+  Colours are converted. An array (.npy) is taken as it is: uint8 in 0..255 or float in
+  [-1, 1], rounded to 8 bits.
+
   Raises:
-    TokzooError: no such file, not a picture, or one that is damaged.
+    TokzooError: no such file, not a picture, one that is damaged, or an array of another
+      shape, dtype or range.
   """
   path = Path(path)
   if not path.is_file():
     raise TokzooError(f"there is no picture at {path}: check the path.")
   try:
+    if path.suffix == ".npy":
+      array = np.load(path, allow_pickle=False)
+      return to_uint8(one_picture(array, channels))
     with Image.open(path) as image:
       return np.asarray(image.convert("RGB" if channels == 3 else "L")).reshape(
         image.height, image.width, channels

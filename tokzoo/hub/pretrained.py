@@ -130,15 +130,11 @@ class PretrainedTokenizer(Pretrained):
     Returns:
       The tokens (a row per tile) and how the tiles lie; None if it was encoded whole.
     """
-    pixels = as_pixels(image, self.config.channels)
-    if len(pixels) != 1:
-      raise TokzooError(
-        f"one picture was expected, {len(pixels)} came: pass them singly."
-      )
+    pixels = one_picture(image, self.config.channels)
     if not self.card.tile:
       return self.encode(pixels), None
-    tiling = Tiling(pixels.shape[1], pixels.shape[2], self.config.image_size)
-    return self.encode(tiling.cut(pixels[0])), tiling
+    tiling = Tiling(pixels.shape[0], pixels.shape[1], self.config.image_size)
+    return self.encode(tiling.cut(pixels)), tiling
 
   def decode_picture(
     self, tokens: Tokens, tiling: Tiling | None, size: tuple[int, int] | None = None
@@ -280,6 +276,16 @@ def as_pixels(images: Any, channels: int) -> Float[np.ndarray, "B H W C"]:
       "(x / 127.5 - 1 for 0..255), or pass uint8."
     )
   return array.astype(np.float32)
+
+
+def one_picture(image: Any, channels: int) -> Float[np.ndarray, "H W C"]:
+  """As `as_pixels`, of a single picture [H, W, C] or [1, H, W, C]."""
+  pixels = as_pixels(image, channels)
+  if len(pixels) != 1:
+    raise TokzooError(
+      f"one picture was expected, {len(pixels)} came: pass them singly."
+    )
+  return pixels[0]
 
 
 def _batches(rows: np.ndarray) -> list[np.ndarray]:

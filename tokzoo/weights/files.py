@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save as _to_safetensors
 
 from tokzoo.errors import TokzooError, missing_extra
-from tokzoo.files import read_safetensors, write_atomic
+from tokzoo.files import read_safetensors, to_safetensors, write_atomic
 
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 
@@ -50,8 +49,7 @@ def write_safetensors(
   Raises:
     TokzooError: the path cannot be written.
   """
-  plain = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-  write_atomic(path, _to_safetensors(plain, dict(metadata or {})))
+  write_atomic(path, to_safetensors(arrays, metadata or {}))
 
 
 def _read_torch(path: Path, under: str | None) -> dict[str, np.ndarray]:

@@ -210,7 +210,9 @@ def split_folder(
     raise TokzooError(f"the source {kind}: lacks its path: write {kind}:PATH.")
   path = Path(path).expanduser()
   if not path.exists():
-    raise TokzooError(f"no such file or folder: {path}; check the path after {kind}:")
+    raise TokzooError(
+      f"no such file or folder: {path}; check the path after '{kind}:'."
+    )
   if (path / "train").is_dir():
     parts = sorted(
       part.name for part in path.iterdir() if part.is_dir() and part.name[0] != "."

@@ -5,6 +5,7 @@ from jaxtyping import Array, Bool, UInt32
 
 
 def pack_bits(bits: Array) -> UInt32[Array, "*N w"]:
+  """See `api.pack_bits`."""
   *lead, m = bits.shape
   on = (bits > 0.5) if jnp.issubdtype(bits.dtype, jnp.floating) else bits.astype(bool)
   padding = [(0, 0)] * len(lead) + [(0, -m % 32)]
@@ -16,6 +17,7 @@ def pack_bits(bits: Array) -> UInt32[Array, "*N w"]:
 
 
 def unpack_bits(packed: UInt32[Array, "*N w"], bits: int) -> Bool[Array, "*N m"]:
+  """See `api.unpack_bits`."""
   places = jnp.arange(32, dtype=jnp.uint32)
   words = jnp.broadcast_to(packed[..., None], (*packed.shape, 32))
   on = jnp.right_shift(words, jnp.broadcast_to(places, words.shape)) & jnp.uint32(1)
