@@ -106,7 +106,7 @@ def _join_hosts() -> None:
   Raises:
     TokzooError: the others are not found, or did not come.
   """
-  told = {
+  told: dict[str, Any] = {
     name: int(os.environ[variable])
     for name, variable in (
       ("num_processes", "JAX_NUM_PROCESSES"),

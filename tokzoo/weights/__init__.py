@@ -9,8 +9,10 @@ from tokzoo.weights.table import (
   Rule,
   Table,
   Transform,
+  conv2d_rules,
   fingerprint,
   flatten,
+  linear_rules,
   unflatten,
 )
 
@@ -22,8 +24,10 @@ __all__ = [
   "Rule",
   "Table",
   "Transform",
+  "conv2d_rules",
   "fingerprint",
   "flatten",
+  "linear_rules",
   "read_state",
   "unflatten",
   "write_safetensors",

@@ -52,6 +52,18 @@ class Rule:
   transform: Transform = KEEP
 
 
+def linear_rules(key: str, path: str) -> tuple[Rule, Rule]:
+  """A torch Linear with bias and a Linen Dense."""
+  weight = Rule(f"{key}.weight", f"{path}/kernel", LINEAR)
+  return weight, Rule(f"{key}.bias", f"{path}/bias")
+
+
+def conv2d_rules(key: str, path: str) -> tuple[Rule, Rule]:
+  """A torch Conv2d with bias and a Linen Conv."""
+  weight = Rule(f"{key}.weight", f"{path}/kernel", CONV2D)
+  return weight, Rule(f"{key}.bias", f"{path}/bias")
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
   """One line of a conversion report."""
@@ -144,7 +156,7 @@ class Table:
     side = "the weights hold" if forward else "the model has"
     raise TokzooError(
       f"{side} {name!r}, which the conversion table does not know: "
-      "is this another system's file, or a wrapper's (a prefix such as 'module.')?"
+      "it may be of another system, or of a wrapper (a prefix such as 'module.')."
     )
 
 

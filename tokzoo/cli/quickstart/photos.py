@@ -61,7 +61,7 @@ def measure(tokenizer: PretrainedTokenizer) -> PhotoResult:
     record = source[index]
     image = record["image"]
     tokens, tiling = tokenizer.encode_picture(image)
-    made = to_uint8(tokenizer.decode_picture(tokens, tiling, image.shape[:2]))
+    made = to_uint8(tokenizer.decode_picture(tokens, tiling))
     bits = tokens.batch * tokens.length * tokens.bits_per_token
     state = BitEntropy.from_bits(tokens.unpacked())
     usage = state if usage is None else usage.merge(state)
@@ -86,7 +86,7 @@ def measure(tokenizer: PretrainedTokenizer) -> PhotoResult:
 
 def mean_tiles(image: np.ndarray, side: int) -> np.ndarray:
   """The picture with every tile in its mean colour."""
-  tiling = Tiling(*image.shape[:2], side)
+  tiling = Tiling(image.shape[0], image.shape[1], side)
   tiles = tiling.cut(image).astype(np.float64)
   flat = np.broadcast_to(tiles.mean((1, 2), keepdims=True), tiles.shape)
   return np.round(tiling.join(flat)).astype(np.uint8)

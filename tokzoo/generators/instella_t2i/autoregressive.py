@@ -23,12 +23,11 @@ from tokzoo.generators.instella_t2i.shared import (
   drop_classes,
   guide,
   guided_condition,
-  linear,
   uniform_draws,
 )
 from tokzoo.nn.layers import MLP
 from tokzoo.tokens import Tokens
-from tokzoo.weights import Rule, Table
+from tokzoo.weights import Rule, Table, linear_rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,8 +231,8 @@ AR_WEIGHTS = Table(
     Rule("split_token", "params/split_token"),
     Rule(f"{BLOCK}.input_layernorm.weight", f"{PATH}/input_norm/scale"),
     Rule(f"{BLOCK}.post_attention_layernorm.weight", f"{PATH}/post_norm/scale"),
-    *linear(f"{BLOCK}.mlp.net.0.proj", f"{PATH}/mlp/up_proj"),
-    *linear(f"{BLOCK}.mlp.net.2", f"{PATH}/mlp/down_proj"),
+    *linear_rules(f"{BLOCK}.mlp.net.0.proj", f"{PATH}/mlp/up_proj"),
+    *linear_rules(f"{BLOCK}.mlp.net.2", f"{PATH}/mlp/down_proj"),
     Rule("norm_out.weight", "params/norm_out/scale"),
   )
 )

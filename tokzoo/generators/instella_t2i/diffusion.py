@@ -22,12 +22,11 @@ from tokzoo.generators.instella_t2i.shared import (
   drop_classes,
   guide,
   guided_condition,
-  linear,
   uniform_draws,
 )
 from tokzoo.nn.layers import MLP
 from tokzoo.tokens import Tokens
-from tokzoo.weights import Table
+from tokzoo.weights import Table, linear_rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,9 +206,9 @@ PRESETS = {"instella-diffusion": DiffusionConfig()}
 DIFFUSION_WEIGHTS = Table(
   rules=(
     *SHARED_WEIGHTS,
-    *linear(f"{BLOCK}.norm1.linear", f"{PATH}/modulation"),
-    *linear(f"{BLOCK}.ff.net.0.proj", f"{PATH}/mlp/up_proj"),
-    *linear(f"{BLOCK}.ff.net.2", f"{PATH}/mlp/down_proj"),
-    *linear("norm_out.linear", "params/modulation_out"),
+    *linear_rules(f"{BLOCK}.norm1.linear", f"{PATH}/modulation"),
+    *linear_rules(f"{BLOCK}.ff.net.0.proj", f"{PATH}/mlp/up_proj"),
+    *linear_rules(f"{BLOCK}.ff.net.2", f"{PATH}/mlp/down_proj"),
+    *linear_rules("norm_out.linear", "params/modulation_out"),
   )
 )

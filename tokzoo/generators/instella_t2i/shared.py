@@ -14,7 +14,7 @@ from tokzoo.contract import Batch
 from tokzoo.errors import TokzooError
 from tokzoo.nn.layers import attend, merge_heads, split_heads
 from tokzoo.tokens import Tokens
-from tokzoo.weights import LINEAR, Rule
+from tokzoo.weights import LINEAR, Rule, linear_rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,12 +179,18 @@ def guide(
 
 
 def uniform_draws(rng: PRNGKeyArray | None, shape: tuple[int, ...]) -> Uniform:
+  """Draws of one shape from one key: number k has a key of its own.
+
+  Raises:
+    TokzooError: there is no key.
+  """
   if rng is None:
     raise TokzooError("sampling needs a random key: pass rng=jax.random.key(seed).")
   return lambda k: jax.random.uniform(jax.random.fold_in(rng, k), shape)
 
 
 def check_sampling(steps: int, temperature: float, protocol: int) -> None:
+  """Raises TokzooError unless a sampler's settings are in range."""
   if steps < 1 or not temperature > 0 or protocol not in (1, 2):
     raise TokzooError(
       f"sampling with steps {steps}, temperature {temperature}, protocol {protocol}: steps is "
@@ -192,21 +198,15 @@ def check_sampling(steps: int, temperature: float, protocol: int) -> None:
     )
 
 
-def linear(key: str, path: str) -> tuple[Rule, Rule]:
-  return Rule(f"{key}.weight", f"{path}/kernel", LINEAR), Rule(
-    f"{key}.bias", f"{path}/bias"
-  )
-
-
 BLOCK, PATH = "transformer_blocks.{i}", "params/blocks_{i}"
 SHARED_WEIGHTS = (
   Rule(f"{BLOCK}.attn.norm_{{x}}.weight", f"{PATH}/attn/norm_{{x}}/scale"),
   Rule(f"{BLOCK}.attn.{{name}}.weight", f"{PATH}/attn/{{name}}/kernel", LINEAR),
   Rule(f"{BLOCK}.pos_emb", f"{PATH}/pos_emb"),
-  *linear(f"{BLOCK}.proj_cond", f"{PATH}/proj_cond"),
-  *linear("x_embedder", "params/x_embedder"),
-  *linear("time_embed.linear_{n}", "params/time_{n}"),
-  *linear("proj_out", "params/proj_out"),
+  *linear_rules(f"{BLOCK}.proj_cond", f"{PATH}/proj_cond"),
+  *linear_rules("x_embedder", "params/x_embedder"),
+  *linear_rules("time_embed.linear_{n}", "params/time_{n}"),
+  *linear_rules("proj_out", "params/proj_out"),
   # Ours alone: class models have no published weights.
   Rule("class_embed.weight", "params/context/classes/embedding"),
 )

@@ -33,7 +33,7 @@ from tokzoo.nn.layers import GatedMLP, attend, merge_heads, split_heads
 from tokzoo.nn.rotary import axis_angles, rotate_split_half
 from tokzoo.quantizers.binary import Binary
 from tokzoo.tokens import Tokens
-from tokzoo.weights import CONV2D, LINEAR, Rule, Table
+from tokzoo.weights import LINEAR, Rule, Table, conv2d_rules, linear_rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -415,18 +415,6 @@ PRESETS = {
 }
 
 
-def _linear(key: str, path: str) -> tuple[Rule, Rule]:
-  return Rule(f"{key}.weight", f"{path}/kernel", LINEAR), Rule(
-    f"{key}.bias", f"{path}/bias"
-  )
-
-
-def _conv(key: str, path: str) -> tuple[Rule, Rule]:
-  return Rule(f"{key}.weight", f"{path}/kernel", CONV2D), Rule(
-    f"{key}.bias", f"{path}/bias"
-  )
-
-
 def _blocks(part: str) -> tuple[Rule, ...]:
   key = f"{part}.transformer_blocks.{{i}}"
   path = f"params/{part}/blocks_{{i}}"
@@ -444,21 +432,21 @@ WEIGHTS = Table(
     *_blocks("encoder"),
     *_blocks("decoder"),
     Rule("encoder.latent_tokens", "params/encoder/latent_tokens"),
-    *_conv("encoder.patch_embedder", "params/encoder/patch_embedder"),
-    *_conv("encoder.down_layers.{i}.conv", "params/encoder/down_{i}/conv"),
+    *conv2d_rules("encoder.patch_embedder", "params/encoder/patch_embedder"),
+    *conv2d_rules("encoder.down_layers.{i}.conv", "params/encoder/down_{i}/conv"),
     Rule("encoder.norm_out.weight", "params/encoder/norm_out/scale"),
-    *_linear("encoder.proj_out", "params/encoder/proj_out"),
-    *_linear("quantizer.proj.0", "params/quantizer/proj"),
+    *linear_rules("encoder.proj_out", "params/encoder/proj_out"),
+    *linear_rules("quantizer.proj.0", "params/quantizer/proj"),
     Rule("quantizer.embed", "params/quantizer/embed"),
     Rule("decoder.input_layer.0.weight", "params/decoder/norm_in/scale"),
-    *_linear("decoder.input_layer.1", "params/decoder/proj_in"),
+    *linear_rules("decoder.input_layer.1", "params/decoder/proj_in"),
     Rule("decoder.mask_tokens", "params/decoder/mask_tokens"),
-    *_conv("decoder.up_layers.{i}.conv", "params/decoder/up_{i}/conv"),
+    *conv2d_rules("decoder.up_layers.{i}.conv", "params/decoder/up_{i}/conv"),
     Rule("decoder.norm_out.weight", "params/decoder/norm_out/scale"),
-    *_linear("decoder.repa_proj.0", "params/decoder/repa/linear_1"),
+    *linear_rules("decoder.repa_proj.0", "params/decoder/repa/linear_1"),
     Rule("decoder.repa_proj.1.weight", "params/decoder/repa/norm/scale"),
     Rule("decoder.repa_proj.1.bias", "params/decoder/repa/norm/bias"),
-    *_linear("decoder.repa_proj.3", "params/decoder/repa/linear_2"),
-    *_linear("to_pixel", "params/to_pixel"),
+    *linear_rules("decoder.repa_proj.3", "params/decoder/repa/linear_2"),
+    *linear_rules("to_pixel", "params/to_pixel"),
   )
 )
