@@ -96,6 +96,10 @@ class JsonLines:
     self._file.close()
 
 
+_SHORT = ("loss", "batch_entropy", "perplexity", "usage", "steps_per_second")
+"""What the live line shows: how it goes, and whether the codes are used."""
+
+
 class Terminal:
   """One live line with a bar where there is a terminal, plain lines elsewhere.
 
@@ -133,7 +137,7 @@ class Terminal:
       short = "  ".join(
         f"{name} {value:.4g}"
         for name, value in values.items()
-        if name.startswith("loss") or name == "steps_per_second"
+        if name.startswith(_SHORT)
       )
       self._progress.update(self._task, completed=step, values=short)
       return
