@@ -19,6 +19,7 @@ until LPIPS weights are at hand: the recipes say so by not having it.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import jax
@@ -347,6 +348,7 @@ def _error(model: Config, variables: Variables, pictures: list[np.ndarray]) -> f
   return float(np.mean([run(variables, picture) for picture in pictures]))
 
 
+@functools.cache  # two claims read the same measurement
 def binary_against_one_hot(seed: int) -> dict[str, float]:
   """Held-out error of binary and one-hot tokens at equal token count and equal bits."""
   held_out = [batch["image"] for batch in _crops("test", _SIDE)]
@@ -361,8 +363,12 @@ def binary_against_one_hot(seed: int) -> dict[str, float]:
     variables = fit(task, _crops("train", _SIDE, seed), _STEPS, seed)
     found[f"mse {name}"] = _error(model, variables, held_out)
     if model is not CROPS:  # both of the others have 1,024 codes
-      encode = jax.jit(lambda v, x, m=model: m.build().apply(v, x, method="encode").array)
-      codes = np.concatenate([np.asarray(encode(variables, x)).ravel() for x in held_out])
+      encode = jax.jit(
+        lambda v, x, m=model: m.build().apply(v, x, method="encode").array
+      )
+      codes = np.concatenate(
+        [np.asarray(encode(variables, x)).ravel() for x in held_out]
+      )
       found[f"codes used {name}"] = len(np.unique(codes)) / 1024
   return found
 
@@ -463,19 +469,26 @@ def stretched_positions(seed: int) -> dict[str, float]:
 
 
 _SHEET = "arXiv 2506.21022, at the scale of this repository"
+_AGAINST = (
+  f"photo crops of 32 x 32 pixels, 8 tokens, {_STEPS:,} steps of 32; held-out photographs; "
+  "one-hot with moving averages and dead-code reset"
+)
 
 CLAIMS = (
   Claim(
-    "At equal token count binary tokens reconstruct better than one-hot tokens (16 bits a "
-    "token against 1,024 codes); at equal bits (10) they come within 10 %",
+    "At equal token count binary tokens (16 bits) reconstruct better than one-hot tokens "
+    "(1,024 codes)",
     source=_SHEET,
     measure=binary_against_one_hot,
-    holds=lambda n: (
-      n["mse binary, 16 bits"] < n["mse one-hot, 1,024 codes"]
-      and n["mse binary, 10 bits"] <= 1.1 * n["mse one-hot, 1,024 codes"]
-    ),
-    setting=f"photo crops of 32 x 32 pixels, 8 tokens, {_STEPS:,} steps of 32; held-out "
-    "photographs; one-hot with moving averages and dead-code reset",
+    holds=lambda n: n["mse binary, 16 bits"] < n["mse one-hot, 1,024 codes"],
+    setting=_AGAINST,
+  ),
+  Claim(
+    "At equal bits (10 a token) binary tokens come within 10 % of one-hot tokens, or better",
+    source=_SHEET,
+    measure=binary_against_one_hot,
+    holds=lambda n: n["mse binary, 10 bits"] <= 1.1 * n["mse one-hot, 1,024 codes"],
+    setting=_AGAINST,
   ),
   Claim(
     "Binary diffusion learns the codes: cross-entropy at t = 1/2 at least 10 % below that of "

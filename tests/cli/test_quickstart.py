@@ -5,12 +5,14 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from tokzoo.cli.figures import Series, dot_plot, plot, sheet
 from tokzoo.cli.quickstart import budget, photos
+from tokzoo.cli.quickstart import command as quickstart
 
 
-def test_quickstart_runs_continues_and_starts_anew(command, tmp_path, monkeypatch):
+def test_quickstart_runs_and_continues(command, tmp_path, monkeypatch):
   few = budget.Steps(photos=10, digits=10, generator=10)
   monkeypatch.setattr(budget, "steps_for", lambda minutes, gflops: few)
   out = tmp_path / "quick"
@@ -46,8 +48,21 @@ def test_quickstart_runs_continues_and_starts_anew(command, tmp_path, monkeypatc
     assert same[name] == numbers[name]
   assert len((out / "photos" / "log.jsonl").read_text().splitlines()) <= 12
 
-  anew = command(*words[:3], "--minutes", "1", "--json")
-  assert "starting anew" in anew.err and anew.code == 0
+
+def test_another_length_starts_anew(tmp_path, capsys):
+  console = Console()
+  plan = quickstart._open(tmp_path, 1.0, False, console)
+  for part in ("photos", "digits", "generator"):
+    (tmp_path / part).mkdir()
+  assert quickstart._open(tmp_path, 1.0, False, console) == plan
+  assert (tmp_path / "photos").is_dir()
+  assert quickstart._open(tmp_path, 2.0, False, console)["minutes"] == 2.0
+  assert not (tmp_path / "photos").exists()
+  (tmp_path / "quickstart.json").write_text("{")
+  quickstart._open(tmp_path, 2.0, False, console)
+  said = capsys.readouterr().out
+  for words in ("about 1 minutes", "Continuing", "starting anew", "cannot be read"):
+    assert words in said
 
 
 @pytest.mark.parametrize("minutes", ["0.1", "-1", "1000", "nan"])
