@@ -61,7 +61,7 @@ def test_another_length_starts_anew(tmp_path, capsys):
   (tmp_path / "quickstart.json").write_text("{")
   quickstart._open(tmp_path, 2.0, False, console)
   said = capsys.readouterr().out
-  for words in ("about 1 minutes", "Continuing", "starting anew", "cannot be read"):
+  for words in ("about 1 min", "Continuing", "starting anew", "cannot be read"):
     assert words in said
 
 

@@ -120,12 +120,12 @@ def _open(out: Path, minutes: float, restart: bool, console: Console) -> dict[st
         )
         return plan
       console.print(
-        f"{out} holds a quickstart of {plan['minutes']:g} minutes: starting anew."
+        f"{out} holds a quickstart of {plan['minutes']:g} min: starting anew."
       )
     except (ValueError, KeyError, TypeError):
       console.print(f"{path} cannot be read: starting anew.")
   else:
-    console.print(f"Starting a quickstart of about {minutes:g} minutes in {out}.")
+    console.print(f"Starting a quickstart of about {minutes:g} min in {out}.")
   for part, _, _ in _PARTS:
     shutil.rmtree(out / part, ignore_errors=True)
   gflops = budget.measure_gflops()
