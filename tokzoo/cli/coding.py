@@ -27,7 +27,6 @@ from tokzoo.data import DataConfig, guess_source
 from tokzoo.data.sources.opening import KINDS
 from tokzoo.errors import TokzooError
 from tokzoo.hub import PretrainedTokenizer, load
-from tokzoo.tokenizers.image.tiles import Tiling
 from tokzoo.tokens import load_tokens, save_tokens
 
 DEFAULT_MODEL = "instella-photos-nano"
@@ -71,11 +70,10 @@ def encode(
   tokenizer = load_tokenizer(model, preset)
   if _is_picture(source):
     image = read_picture(source, tokenizer.config.channels)
-    tokens, tiling = tokenizer.encode_picture(image)
-    extra = {"height": image.shape[0], "width": image.shape[1]}
-    if tiling is not None:
-      extra["tile"] = tiling.side
-    save_tokens(out, tokens, {name: str(value) for name, value in extra.items()})
+    tokens = tokenizer.encode(image)
+    save_tokens(
+      out, tokens, {"height": str(image.shape[0]), "width": str(image.shape[1])}
+    )
     bits = tokens.batch * tokens.length * tokens.bits_per_token
     told = {
       "out": str(out),
@@ -118,13 +116,12 @@ def decode(
   loaded, extra = load_tokens(tokens, tokenizer.origin)
   try:
     height, width = int(extra["height"]), int(extra["width"])
-    tiling = Tiling(height, width, int(extra["tile"])) if "tile" in extra else None
   except (KeyError, ValueError) as error:
     raise TokzooError(
       f"{tokens} does not say how large its picture is: it was not written by tokzoo encode "
       "from a picture."
     ) from error
-  write_picture(out, tokenizer.decode_picture(loaded, tiling, (height, width)))
+  write_picture(out, tokenizer.decode(loaded, (height, width))[0])
   note(f"wrote {out}: {width} x {height} pixels.")
 
 
@@ -150,8 +147,8 @@ def reconstruct(
   shown = []
   for path in find_pictures(pictures):
     image = read_picture(path, tokenizer.config.channels)
-    tokens, tiling = tokenizer.encode_picture(image)
-    made = tokenizer.decode_picture(tokens, tiling, (image.shape[0], image.shape[1]))
+    tokens = tokenizer.encode(image)
+    made = tokenizer.decode(tokens, (image.shape[0], image.shape[1]))[0]
     bits = tokens.batch * tokens.length * tokens.bits_per_token
     rows.append(
       {

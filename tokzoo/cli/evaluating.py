@@ -149,7 +149,8 @@ def measure_tokenizer(
   total: dict[str, Any] = {}
   for batch in pictures:
     image = batch["image"]
-    tokens, made = _through(tokenizer, image)
+    tokens = tokenizer.encode(image)
+    made = tokenizer.decode(tokens, (image.shape[1], image.shape[2]))
     shown = to_float(to_uint8(made))
     pair = jnp.asarray(image), jnp.asarray(shown)
     states: dict[str, Any] = {
@@ -215,18 +216,6 @@ def find_network(inception: Path | None) -> FeatureNetwork | None:
   if all(importlib.util.find_spec(name) for name in wanted):
     return load_efficientnet_lite0()
   return None
-
-
-def _through(
-  tokenizer: PretrainedTokenizer, image: np.ndarray
-) -> tuple[Tokens, np.ndarray]:
-  """Tokens and reconstructions of a batch; a tiling tokenizer sees one picture a batch."""
-  size = (image.shape[1], image.shape[2])
-  if not tokenizer.card.tile:
-    tokens = tokenizer.encode(image)
-    return tokens, tokenizer.decode(tokens, size)
-  tokens, tiling = tokenizer.encode_picture(image)
-  return tokens, tokenizer.decode_picture(tokens, tiling, size)[None]
 
 
 def _rate(tokens: Tokens, image: np.ndarray) -> BitsPerPixel:

@@ -86,17 +86,25 @@ class PretrainedTokenizer(Pretrained):
   def encode(self, images: Any) -> Tokens:
     """Pictures to tokens.
 
+    A tokenizer that works tile by tile (`card.tile`) takes pictures of any size: its tokens
+    have the grid (rows of tiles, columns of tiles, tokens of a tile), and the last row and
+    column are filled by repeating the picture's edge.
+
     Args:
       images: uint8[B, H, W, C] in 0..255, or float32[B, H, W, C] in [-1, 1]; a single picture
-        [H, W, C] is a batch of one. Sizes as the model takes them; larger pictures:
-        `encode_picture`.
+        [H, W, C] is a batch of one. Sizes as the model takes them.
 
     Raises:
       TokzooError: another shape, dtype or range, or NaN.
     """
     pixels = as_pixels(images, self.config.channels)
-    parts = [self._encode(self.variables, part) for part in _batches(pixels)]
-    return _first_rows(parts, len(pixels)).replace(origin=self.origin)
+    if not self.card.tile:
+      return self._encode_all(pixels).replace(origin=self.origin)
+    tiling = Tiling(pixels.shape[1], pixels.shape[2], self.config.image_size)
+    tiles = self._encode_all(np.concatenate([tiling.cut(p) for p in pixels]))
+    grid = (tiling.rows, tiling.columns, *(tiles.grid or (tiles.length,)))
+    whole = jax.tree.map(lambda x: x.reshape(len(pixels), -1, *x.shape[2:]), tiles)
+    return whole.replace(grid=grid, origin=self.origin)
 
   def decode(
     self, tokens: Tokens, size: tuple[int, int] | None = None
@@ -105,49 +113,50 @@ class PretrainedTokenizer(Pretrained):
 
     Args:
       tokens: made by this very tokenizer.
-      size: height and width in pixels, for models that decode to several sizes.
+      size: height and width in pixels: for models that decode to several sizes, and to cut
+        off what filled the last tiles. By default the model's size, or whole tiles.
 
     Raises:
-      TokzooError: another tokenizer's tokens, or tokens that are not sound.
+      TokzooError: another tokenizer's tokens, tokens that are not sound, or a size that does
+        not belong to them.
     """
     tokens.check().require_origin(self.origin)
-    size = size or (self.config.image_size,) * 2
+    side = self.config.image_size
     plain = tokens.replace(origin=None)
-    parts = []
-    for start in range(0, tokens.batch, BATCH):
-      rows = jax.tree.map(lambda x, s=start: _filled(x[s : s + BATCH]), plain)
-      parts.append(np.asarray(self._decode(self.variables, rows, size)))
-    return np.clip(np.concatenate(parts)[: tokens.batch], -1, 1)
+    if not self.card.tile:
+      return self._decode_all(plain, size or (side, side))
+    grid = tokens.grid or (tokens.length,)
+    # Tokens of a single tile may come without its place, from a generator.
+    rows, columns, *inner = grid if len(grid) > 2 else (1, 1, *grid)
+    height, width = size or (rows * side, columns * side)
+    tiling = Tiling(height, width, side)
+    if (tiling.rows, tiling.columns) != (rows, columns):
+      raise TokzooError(
+        f"these tokens are of {rows} x {columns} tiles of {side} pixels, which no picture of "
+        f"{height} x {width} pixels has: pass the size of the picture they were made from."
+      )
+    count = tokens.batch * rows * columns
+    flat = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[2:]), plain)
+    tiles = self._decode_all(flat.replace(grid=tuple(inner)), (side, side))
+    each = tiles.reshape(tokens.batch, rows * columns, *tiles.shape[1:])
+    return np.stack([tiling.join(picture) for picture in each])
 
   def reconstruct(self, images: Any) -> Float[np.ndarray, "B H W C"]:
     """`decode(encode(images))`, at the pictures' own size."""
     pixels = as_pixels(images, self.config.channels)
     return self.decode(self.encode(pixels), (pixels.shape[1], pixels.shape[2]))
 
-  def encode_picture(self, image: Any) -> tuple[Tokens, Tiling | None]:
-    """One picture of any size: tile by tile where the card says so, whole otherwise.
+  def _encode_all(self, pixels: Float[np.ndarray, "N H W C"]) -> Tokens:
+    """In batches of few sizes, so that few programs serve them all."""
+    parts = [self._encode(self.variables, part) for part in _batches(pixels)]
+    return _first_rows(parts, len(pixels))
 
-    Returns:
-      The tokens (a row per tile) and how the tiles lie; None if it was encoded whole.
-    """
-    pixels = one_picture(image, self.config.channels)
-    if not self.card.tile:
-      return self.encode(pixels), None
-    tiling = Tiling(pixels.shape[0], pixels.shape[1], self.config.image_size)
-    return self.encode(tiling.cut(pixels)), tiling
-
-  def decode_picture(
-    self, tokens: Tokens, tiling: Tiling | None, size: tuple[int, int] | None = None
-  ) -> Float[np.ndarray, "H W C"]:
-    """The inverse of `encode_picture`."""
-    if tiling is None:
-      return self.decode(tokens, size)[0]
-    if tokens.batch != tiling.rows * tiling.columns:
-      raise TokzooError(
-        f"{tokens.batch} tiles cannot make a picture of {tiling.rows} x {tiling.columns} "
-        "tiles: the token file is not whole."
-      )
-    return tiling.join(self.decode(tokens))
+  def _decode_all(self, tokens: Tokens, size: tuple[int, int]) -> np.ndarray:
+    parts = []
+    for start in range(0, tokens.batch, BATCH):
+      rows = jax.tree.map(lambda x, s=start: _filled(x[s : s + BATCH]), tokens)
+      parts.append(np.asarray(self._decode(self.variables, rows, size)))
+    return np.clip(np.concatenate(parts)[: tokens.batch], -1, 1)
 
   @functools.cached_property
   def _encode(self):

@@ -60,8 +60,8 @@ def measure(tokenizer: PretrainedTokenizer) -> PhotoResult:
   for index in range(len(source)):
     record = source[index]
     image = record["image"]
-    tokens, tiling = tokenizer.encode_picture(image)
-    made = to_uint8(tokenizer.decode_picture(tokens, tiling))
+    tokens = tokenizer.encode(image)
+    made = to_uint8(tokenizer.decode(tokens, (image.shape[0], image.shape[1]))[0])
     bits = tokens.batch * tokens.length * tokens.bits_per_token
     state = BitEntropy.from_bits(tokens.unpacked())
     usage = state if usage is None else usage.merge(state)
