@@ -10,6 +10,8 @@ import logging
 import sys
 
 _CLOSED = "Event loop is closed"
+_MARKS = ("/orbax/", "tensorstore_spec")
+"""In what asyncio says of a future that Orbax or TensorStore left behind."""
 
 
 @functools.cache
@@ -17,7 +19,7 @@ def quieten() -> None:
   """Installs the filters, once in a process."""
   logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
   logging.getLogger("asyncio").addFilter(
-    lambda record: "/orbax/" not in record.getMessage()
+    lambda record: not any(mark in record.getMessage() for mark in _MARKS)
   )
   shown = sys.unraisablehook
 
