@@ -15,6 +15,7 @@ deleted.
 import contextlib
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -382,11 +383,12 @@ def _groups(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
 
 def _reason(error: BaseException) -> str:
   """The few words of an error that say why."""
-  text = " ".join(str(error).split())
-  if (
-    "[os_error_code" in text
-  ):  # TensorStore: "RESOURCE_EXHAUSTED: ...: No space left ..."
-    return text.split(" [os_error_code")[0].rsplit(": ", 1)[-1]
+  whole = " ".join(str(error).split())
+  # TensorStore adds details in brackets, in no certain order: "RESOURCE_EXHAUSTED: ...: No
+  # space left on device [os_error_code='28' tensorstore_spec='...']".
+  text = re.split(r" \[(?:os_error_code|tensorstore_spec)", whole)[0]
+  if "os_error_code" in whole:
+    return text.rsplit(": ", 1)[-1]
   if isinstance(error, OSError) and error.strerror:
     return error.strerror
   code, _, rest = text.partition(": ")

@@ -8,19 +8,18 @@ about. Only such records are dropped; everything else is shown as before.
 import functools
 import logging
 import sys
+import traceback
 
 _CLOSED = "Event loop is closed"
 _MARKS = ("/orbax/", "tensorstore_spec")
-"""In what asyncio says of a future that Orbax or TensorStore left behind."""
+"""In what asyncio tells of a future that Orbax or TensorStore left behind."""
 
 
 @functools.cache
 def quieten() -> None:
   """Installs the filters, once in a process."""
   logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
-  logging.getLogger("asyncio").addFilter(
-    lambda record: not any(mark in record.getMessage() for mark in _MARKS)
-  )
+  logging.getLogger("asyncio").addFilter(lambda record: not _is_theirs(record))
   shown = sys.unraisablehook
 
   def hook(unraisable: "sys.UnraisableHookArgs") -> None:
@@ -29,3 +28,12 @@ def quieten() -> None:
       shown(unraisable)
 
   sys.unraisablehook = hook
+
+
+def _is_theirs(record: logging.LogRecord) -> bool:
+  """Whether a record tells of such a future: its message may be cut short, its exception
+  is whole."""
+  text = record.getMessage()
+  if record.exc_info:
+    text += "".join(traceback.format_exception(*record.exc_info))
+  return any(mark in text for mark in _MARKS)
