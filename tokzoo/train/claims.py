@@ -104,8 +104,7 @@ def fit(
     params = optax.apply_updates(variables["params"], change)
     return {**variables, **updates, "params": params}, state
 
-  batch = first
   for index in range(steps):
+    batch = first if index == 0 else dict(next(batches))
     variables, state = step(variables, state, batch, np.int32(index))
-    batch = dict(next(batches))
   return variables
