@@ -47,10 +47,10 @@ class Row:
 
 
 def comparisons() -> dict[str, Comparison]:
-  """All comparisons, by kind. One file a system; a kind has one comparison."""
+  """All comparisons, by kind. A kind has one comparison, a system one file or a few."""
   found: dict[str, Comparison] = {}
   for file in sorted(Path(__file__).parent.glob("*.py")):
-    if file.stem in ("base", "run") or file.stem.startswith(("test_", "__")):
+    if file.stem in ("base", "run") or file.stem.startswith(("test_", "_")):
       continue
     module = importlib.import_module(f"tests.parity.{file.stem}")
     for kind, comparison in module.COMPARISONS.items():
