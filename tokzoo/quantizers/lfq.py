@@ -5,7 +5,7 @@ LFQ: Yu et al., "Language Model Beats Diffusion: Tokenizer is Key to Visual Gene
 Quantization" (arXiv 2406.07548). With z the latent and d bits:
 
   LFQ   code = +-s, s = `scale`
-  BSQ   z <- z / |z|, code = +-1 / sqrt(d)
+  BSQ   z <- s z / |z|, code = +-s / sqrt(d)
 
 A bit is 1 where z > 0 (so zero is -s), and an id is big-endian: dimension 0 is its highest
 bit. Losses (nats, unweighted; the papers use sample - gamma batch):
@@ -16,9 +16,9 @@ bit. Losses (nats, unweighted; the papers use sample - gamma batch):
 
 with p = softmax(2 tau z . code). Given z the bits are independent, p(bit j) =
 sigmoid(4 tau s z_j), so both entropies come without a softmax over 2^d codes: the first is
-a sum over bits, the second an outer product of two halves. Differences from published
-code: logarithms are exact, not clamped at 1e-5; BSQ's commitment is there a sum over
-dimensions, d times ours.
+a sum over bits, the second an outer product of two halves (`entropies`). Differences from
+published code: logarithms are exact, not clamped at 1e-5, unless `log_floor` says so; the
+authors' BSQ takes its commitment as a sum over dimensions, d times ours.
 """
 
 import math
@@ -31,6 +31,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tokzoo.contract import Quantized
 from tokzoo.errors import TokzooError
+from tokzoo.quantizers.entropies import bit_entropies, floored_entropies
 from tokzoo.quantizers.gradients import straight_through, unit
 from tokzoo.quantizers.masks import (
   MAX_COUNTED,
@@ -46,13 +47,15 @@ class LookupFree(nn.Module):
   """LFQ over the last axis, whose size is the number of bits.
 
   bits:                 d, bits of a token
-  spherical:            BSQ: latents and codes on the unit sphere
-  scale:                s, half the distance between the two values of a bit (not spherical)
+  spherical:            BSQ: latents and codes on the sphere of radius s
+  scale:                s, half the distance between the two values of a bit, or the radius
   gradient:             d value / d z: 1 ("code", as in most LFQ code) or the scale ("sign":
                         straight through the sign alone, as in the authors' BSQ code)
   inverse_temperature:  tau of the entropies
   entropy_group:        bits whose joint distribution `batch_entropy` takes, summed over
                         groups; None: all d at once, which needs 2^d floats
+  log_floor:            the published 1e-5: entropies as -sum p log max(p, floor) over the
+                        2^entropy_group words of a group, for each token; None: exact
   soft_clamp:           v: z <- v tanh(z / v) first; None: not
   id_groups:            ids per token; d bits in one int32 go up to 31
   """
@@ -63,6 +66,7 @@ class LookupFree(nn.Module):
   gradient: Literal["code", "sign"] = "code"
   inverse_temperature: float = 100.0
   entropy_group: int | None = 9
+  log_floor: float | None = None
   soft_clamp: float | None = None
   id_groups: int = 1
 
@@ -73,6 +77,11 @@ class LookupFree(nn.Module):
         f"{self.bits} bits do not fit {self.id_groups} int32 ids: choose a number of id "
         "groups that divides the bits and leaves at most 31 to each."
       )
+
+  @property
+  def dim(self) -> int:
+    """D, features of latents and codes: one a bit."""
+    return self.bits
 
   @property
   def num_codes(self) -> int:
@@ -103,18 +112,21 @@ class LookupFree(nn.Module):
     if self.soft_clamp is not None:
       z = self.soft_clamp * jnp.tanh(z / self.soft_clamp)
     if self.spherical:
-      z = unit(z)
+      z = self.scale * unit(z)
     is_one = z > 0
     code = self._code(is_one)
     values = straight_through(z * self._slope, code)
     values, ids = hide(values, self._ids(is_one), mask)
 
     logits = 4 * self.inverse_temperature * self._scale * z
-    sample_entropy, batch_entropy = bit_entropies(logits, self.entropy_group, mask)
+    if self.log_floor is None:
+      entropies = bit_entropies(logits, self.entropy_group, mask)
+    else:
+      entropies = floored_entropies(logits, self.log_floor, self.entropy_group, mask)
     losses = {
       "commitment": masked_mean((z - jax.lax.stop_gradient(code)) ** 2, mask),
-      "sample_entropy": sample_entropy,
-      "batch_entropy": batch_entropy,
+      "sample_entropy": entropies[0],
+      "batch_entropy": entropies[1],
     }
     kept = jnp.ones(z.shape[:2], bool) if mask is None else mask
     stats = {
@@ -141,7 +153,7 @@ class LookupFree(nn.Module):
   @property
   def _scale(self) -> float:
     """s, the magnitude of a code's entries."""
-    return 1 / math.sqrt(self.bits) if self.spherical else self.scale
+    return self.scale / math.sqrt(self.bits) if self.spherical else self.scale
 
   @property
   def _slope(self) -> float:
@@ -161,56 +173,3 @@ class LookupFree(nn.Module):
     places = jnp.arange(self.bits // self.id_groups - 1, -1, -1, dtype=jnp.int32)
     return places.reshape((1,) * (ndim - 1) + (-1,))
 
-
-def bit_entropies(
-  logits: Float[Array, "B L m"],
-  group: int | None = None,
-  mask: Bool[Array, "B L"] | None = None,
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-  """Entropies in nats of tokens of independent bits, without listing the 2^m words.
-
-  Args:
-    logits: float32, bit j of a token is 1 with probability sigmoid(logits[..., j]).
-    group: how many bits' joint distribution the second entropy takes at a time; None: all.
-    mask: the tokens that count.
-
-  Returns:
-    The mean over tokens of the entropy of a token's word (exact), and the entropy of the
-    mean distribution over words, summed over groups of `group` neighbouring bits.
-  """
-  size = jnp.abs(logits)
-  entropy = nn.softplus(-size) + size * nn.sigmoid(-size)
-  sample = masked_mean(jnp.sum(entropy, axis=-1), mask)
-
-  kept = jnp.ones(logits.shape[:2], bool) if mask is None else mask
-  weight = kept.reshape(-1).astype(jnp.float32)
-  weight = weight / jnp.maximum(jnp.sum(weight), 1)
-  group = group or logits.shape[-1]
-  # A bit that fills up the last group is never 1, which adds nothing to an entropy.
-  flat = logits.reshape(-1, logits.shape[-1])
-  flat = jnp.pad(flat, ((0, 0), (0, -flat.shape[1] % group)), constant_values=-jnp.inf)
-  batch = _entropy_of_mean(flat.reshape(flat.shape[0], -1, group), weight)
-  return sample, batch
-
-
-def _entropy_of_mean(
-  logits: Float[Array, "N G m"], weight: Float[Array, "N"]
-) -> Float[Array, ""]:
-  """The sum over groups of H(sum_n weight_n p_n), p_n over the 2^m words of a group."""
-  # p(word) = p(high half) p(low half), so the mean over tokens is one matrix product of
-  # [N, 2^(m/2)] matrices: 18 bits take two of 512 columns instead of 262,144.
-  half = logits.shape[-1] // 2
-  high = _word_probabilities(logits[..., :half])
-  low = _word_probabilities(logits[..., half:]) * weight[:, None, None]
-  mean = jnp.einsum("ngh,ngl->ghl", high, low, precision=jax.lax.Precision.HIGHEST)
-  # A word that no token can take has p = 0, where the slope of p log p is infinite.
-  return -jnp.sum(mean * jnp.log(jnp.maximum(mean, jnp.finfo(mean.dtype).tiny)))
-
-
-def _word_probabilities(logits: Float[Array, "N G m"]) -> Float[Array, "N G 2**m"]:
-  """The distribution over the words of m independent bits, big-endian."""
-  words = jnp.ones((*logits.shape[:2], 1))
-  for bit in range(logits.shape[-1]):
-    pair = nn.sigmoid(jnp.stack([-logits[..., bit], logits[..., bit]], axis=-1))
-    words = (words[..., :, None] * pair[..., None, :]).reshape(*logits.shape[:2], -1)
-  return words
