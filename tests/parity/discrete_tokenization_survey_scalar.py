@@ -10,6 +10,10 @@ from tokzoo.quantizers import FiniteScalar, LookupFree
 from tokzoo.quantizers.gradients import unit
 
 
+LOG_FLOOR = 1e-5
+"""Below which the reference takes no logarithm."""
+
+
 def fsq(config: dict, tensors: Tensors) -> dict:
   symmetric = config.get("preserve_symmetry", False)
   quantizer = FiniteScalar(tuple(config["levels"]), symmetric)
@@ -32,6 +36,7 @@ def lfq(config: dict, tensors: Tensors) -> dict:
     scale=config["codebook_scale"],
     inverse_temperature=config["inv_temperature"],
     entropy_group=None,
+    log_floor=LOG_FLOOR,
     soft_clamp=config.get("soft_clamp_input_value"),
   )
 

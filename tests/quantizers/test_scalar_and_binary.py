@@ -9,7 +9,7 @@ import pytest
 
 from tokzoo.errors import TokzooError
 from tokzoo.quantizers import FiniteScalar, LookupFree
-from tokzoo.quantizers.lfq import bit_entropies
+from tokzoo.quantizers.entropies import bit_entropies, floored_entropies
 
 
 def test_fsq_grid():

@@ -118,11 +118,13 @@ class LookupFree(nn.Module):
     values = straight_through(z * self._slope, code)
     values, ids = hide(values, self._ids(is_one), mask)
 
-    logits = 4 * self.inverse_temperature * self._scale * z
+    sharpness = 2 * self.inverse_temperature * self._scale
     if self.log_floor is None:
-      entropies = bit_entropies(logits, self.entropy_group, mask)
+      entropies = bit_entropies(2 * sharpness * z, self.entropy_group, mask)
     else:
-      entropies = floored_entropies(logits, self.log_floor, self.entropy_group, mask)
+      entropies = floored_entropies(
+        z, sharpness, self.log_floor, self.entropy_group, mask
+      )
     losses = {
       "commitment": masked_mean((z - jax.lax.stop_gradient(code)) ** 2, mask),
       "sample_entropy": entropies[0],
@@ -172,4 +174,3 @@ class LookupFree(nn.Module):
     """The place of each bit of an id, highest first."""
     places = jnp.arange(self.bits // self.id_groups - 1, -1, -1, dtype=jnp.int32)
     return places.reshape((1,) * (ndim - 1) + (-1,))
-
