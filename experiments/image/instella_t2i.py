@@ -30,7 +30,7 @@ from tokzoo.contract import Batch, Variables
 from tokzoo.data import DataConfig, evaluation_batches, loader
 from tokzoo.generators.instella_t2i import ARConfig, DiffusionConfig
 from tokzoo.generators.instella_t2i.diffusion import add_noise
-from tokzoo.quantizers import Ema, VectorQuantizer
+from tokzoo.quantizers import Ema, ResetBelow, VectorQuantizer
 from tokzoo.tokenizers.image.instella_t2i import PRESETS, Config, InstellaBAE
 from tokzoo.tokens import Tokens
 from tokzoo.train import Evaluator, MeshShape, Optimizer, Recipe
@@ -327,7 +327,7 @@ class OneHotBAE(InstellaBAE):
 
   def make_quantizer(self):
     # Moving averages and dead-code reset: a codebook that does not collapse.
-    update = Ema(decay=0.95, reset_below=0.5)
+    update = Ema(decay=0.95, reset=ResetBelow(0.5))
     return VectorQuantizer(self.config.codes, self.config.width, update=update)
 
   def to_tokens(self, ids):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax.errors import FlaxError
 
-from tokzoo.quantizers import Ema, VectorQuantizer
+from tokzoo.quantizers import Ema, ResetBelow, VectorQuantizer
 from tokzoo.quantizers.codebook import count_and_sum, nearest
 from tokzoo.quantizers.gradients import rotation, straight_through, unit
 
@@ -120,7 +120,7 @@ def test_moving_averages_follow_the_equations(metric, rng):
 
 def test_a_dead_code_lives_again(rng):
   """Code, sum and count are reset together, so the code survives the next steps."""
-  quantizer = VectorQuantizer(4, 2, update=Ema(0.5, reset_below=0.4))
+  quantizer = VectorQuantizer(4, 2, update=Ema(0.5, reset=ResetBelow(0.4)))
   z = jax.random.normal(rng, (8, 4, 2))
   codebook = dict(init(quantizer, z)["codebook"])
   codebook["codes"] = jnp.asarray([[0.0, 0], [1, 1], [-1, 1], [1e4, 1e4]])
@@ -143,7 +143,7 @@ def test_a_dead_code_lives_again(rng):
 
 
 def test_no_more_codes_are_reset_than_tokens_are_kept(rng):
-  quantizer = VectorQuantizer(32, 2, update=Ema(0.5, reset_below=10.0))
+  quantizer = VectorQuantizer(32, 2, update=Ema(0.5, reset=ResetBelow(10.0)))
   z = jax.random.normal(rng, (1, 6, 2))
   mask = jnp.asarray([[True, False, True, False, True, False]])
   state = init(quantizer, z)

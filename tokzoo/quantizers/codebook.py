@@ -1,16 +1,21 @@
-"""Codebooks: the search for the nearest code, and the moving averages that keep codes alive."""
+"""Codebooks: the search for the nearest code, and sums over tokens that are exact."""
 
-import dataclasses
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int
 
 from tokzoo.quantizers.gradients import unit
 
-Metric = Literal["euclidean", "cosine"]
+Metric = Literal["euclidean", "cosine", "angular"]
+"""What near means.
+
+  euclidean  argmin |z - c|^2
+  cosine     argmax z . c, where latents and codes have unit norm
+  angular    argmax of the cosine, where latents and codes keep their length
+"""
 
 _BLOCK = 1024
 _LIMBS, _LIMB_BITS = 4, 8
@@ -28,11 +33,13 @@ def nearest(
   Args:
     z: latents, of unit norm for the cosine metric.
     codes: the codebook, of unit norm for the cosine metric.
-    metric: "euclidean", argmin |z - c|^2, or "cosine", argmax z . c.
+    metric: what near means.
 
   Returns:
     int32[N], in [0, K).
   """
+  if metric == "angular":
+    z, codes = unit(z), unit(codes)
   # argmin |z - c|^2 = argmax z . c - |c|^2 / 2: without |z|^2, which only costs digits.
   handicap = jnp.zeros(codes.shape[0])
   if metric == "euclidean":
@@ -62,6 +69,23 @@ def nearest(
   return ids
 
 
+def similarity(
+  z: Float[Array, "N D"], codes: Float[Array, "K D"], metric: Metric
+) -> Float[Array, "N K"]:
+  """How near each code is, as logits: the cosine, or minus the euclidean distance.
+
+  For estimators and losses that need all of them; the search does not. The squared distance
+  is at least 1e-8, as in vector_quantize_pytorch, which keeps the gradient of the root finite.
+  """
+  if metric == "angular":
+    z, codes = unit(z), unit(codes)
+  product = jnp.matmul(z, codes.T, precision=jax.lax.Precision.HIGHEST)
+  if metric != "euclidean":
+    return product
+  squares = jnp.sum(z * z, axis=-1)[:, None] + jnp.sum(codes * codes, axis=-1)[None, :]
+  return -jnp.sqrt(jnp.maximum(squares - 2 * product, 1e-8))
+
+
 @struct.dataclass
 class Averages:
   """A codebook and the statistics it is made of.
@@ -74,72 +98,6 @@ class Averages:
   codes: Float[Array, "K D"]
   counts: Float[Array, "K"]
   sums: Float[Array, "K D"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Ema:
-  """The codebook rule of VQ-VAE (van den Oord et al., arXiv 1711.00937, appendix A.1)."""
-
-  decay: float = 0.99
-  """Of counts and sums, per step."""
-  eps: float = 1e-5
-  """Laplace smoothing of the counts."""
-  reset_below: float = 0.0
-  """A code whose count falls below this is dead and becomes a token of the batch; 0: never.
-  Needs the rng stream `codebook`."""
-
-  def update(
-    self,
-    old: Averages,
-    z: Float[Array, "N D"],
-    ids: Int[Array, "N"],
-    metric: Metric,
-    key: PRNGKeyArray | None = None,
-  ) -> Averages:
-    """The codebook after a step.
-
-    Nothing depends on how the tokens are split over devices, to the last bit: sums are
-    exact, and random draws come from the key alone.
-
-    Args:
-      old: the codebook that the step searched.
-      z: the step's tokens, of unit norm for the cosine metric.
-      ids: int32[N], the code of each; -1 where a token is masked out.
-      metric: for "cosine" the new codes have unit norm.
-      key: for the choice of tokens that replace dead codes.
-    """
-    num_codes = old.counts.shape[0]
-    counts, sums = count_and_sum(z, ids, num_codes)
-    counts = self.decay * old.counts + (1 - self.decay) * counts
-    sums = self.decay * old.sums + (1 - self.decay) * sums
-    total = jnp.sum(counts)
-    smooth = (counts + self.eps) / (total + num_codes * self.eps) * total
-    codes = sums / smooth[:, None]
-    new = Averages(unit(codes) if metric == "cosine" else codes, counts, sums)
-    return new if key is None else self._reset(new, z, ids >= 0, key)
-
-  def _reset(
-    self,
-    averages: Averages,
-    z: Float[Array, "N D"],
-    is_kept: Bool[Array, "N"],
-    key: PRNGKeyArray,
-  ) -> Averages:
-    """Gives dead codes new life; never more of them than there are tokens."""
-    num_codes = averages.counts.shape[0]
-    is_dead = averages.counts < self.reset_below
-    # The r-th dead code gets the r-th token of a random order, masked ones last.
-    lot = jnp.where(is_kept, jax.random.uniform(key, is_kept.shape), -1.0)
-    _, order = jax.lax.top_k(lot, min(num_codes, z.shape[0]))
-    rank = jnp.cumsum(is_dead) - 1
-    is_reset = is_dead & (rank < jnp.minimum(order.size, jnp.sum(is_kept)))
-    codes = z[order[jnp.minimum(rank, order.size - 1)]]
-    # All three together: the next step would else rebuild the dead code from its old sum.
-    return Averages(
-      jnp.where(is_reset[:, None], codes, averages.codes),
-      jnp.where(is_reset, self.reset_below, averages.counts),
-      jnp.where(is_reset[:, None], codes * self.reset_below, averages.sums),
-    )
 
 
 def count_and_sum(
