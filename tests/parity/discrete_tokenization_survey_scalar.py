@@ -46,7 +46,10 @@ def lfq(config: dict, tensors: Tensors) -> dict:
     commitment = config["commitment_loss_weight"] * losses["commitment"]
     return config["entropy_loss_weight"] * entropy + commitment
 
-  result = run(quantizer, {}, tensors, weigh=weigh)
+  # Operation by operation, like the reference: at a temperature of 1/100 its logits of some
+  # 700 are rounded to 6e-5, which its gradients show and fused operations would not repeat.
+  with jax.disable_jit():
+    result = run(quantizer, {}, tensors, weigh=weigh)
   losses = result["losses"]
   return result["out"] | {
     "out/per_sample_entropy": losses["sample_entropy"],

@@ -1,0 +1,173 @@
+"""Latent quantization: each dimension takes the nearest of a few learnt scalar values.
+
+Hsu et al., "Disentanglement via Latent Quantization" (arXiv 2305.18378): strong weight decay
+and one small table of values a dimension push a model to give each dimension one meaning.
+
+  q_j = argmin_{v in V_j} |z_j - v|, with the straight-through gradient
+  V_j begins as linspace(-1/2, 1/2, L) for odd L and as i / L - 1/2 for even L
+
+An id is a number in mixed radix with the first dimension fastest, of the places of the
+values in their tables. Losses, unweighted, of means over positions and features:
+
+  losses_on="latents"   commitment (z - sg q)^2, codebook (sg z - q)^2: the paper's
+  losses_on="output"    commitment (sg x - y)^2, codebook (x - sg y)^2, with x what came in
+                        and y what goes out, behind the projections
+
+The second is what vector-quantize-pytorch 1.32 computes (which of the two is called which
+is its choice, too). There y has the straight-through gradient, so the values learn nothing,
+and without projections the two pull x in opposite directions.
+"""
+
+import math
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from tokzoo.contract import Quantized
+from tokzoo.errors import TokzooError
+from tokzoo.quantizers.gradients import straight_through
+from tokzoo.quantizers.masks import (
+  MAX_COUNTED,
+  count_codes,
+  hide,
+  latents,
+  losses_in,
+  masked_mean,
+)
+
+
+class LatentQuantizer(nn.Module):
+  """Latent quantization over the last axis.
+
+  levels:     number of values of each quantized dimension
+  dim:        D; where it is not the number of `levels`, there are linear maps to that many
+              features and back
+  losses_on:  what the losses compare
+  """
+
+  levels: tuple[int, ...]
+  dim: int
+  losses_on: Literal["latents", "output"] = "latents"
+
+  def __post_init__(self):
+    super().__post_init__()
+    if not self.levels or min(self.levels) < 2:
+      raise TokzooError(
+        f"latent quantization got levels {tuple(self.levels)}: name at least one "
+        "dimension, each with at least 2 values."
+      )
+    if self.num_codes >= 2**31:
+      raise TokzooError(
+        f"levels {tuple(self.levels)} make {self.num_codes} codes, but ids are int32: "
+        "choose fewer or smaller levels."
+      )
+
+  @property
+  def num_codes(self) -> int:
+    return math.prod(self.levels)
+
+  @property
+  def bits_per_token(self) -> float:
+    return math.log2(self.num_codes)
+
+  def setup(self):
+    self.values = [
+      self.param(f"values_{place}", lambda _, size=size: first_values(size))
+      for place, size in enumerate(self.levels)
+    ]
+    if self.dim != len(self.levels):
+      self.project_in = nn.Dense(len(self.levels), dtype=jnp.float32)
+      self.project_out = nn.Dense(self.dim, dtype=jnp.float32)
+
+  def __call__(
+    self,
+    z: Float[Array, "B L D"],
+    mask: Bool[Array, "B L"] | None = None,
+    train: bool = False,
+  ) -> Quantized:
+    """Quantizes latents of any float dtype.
+
+    Stats: `counts` int32[K], where there are at most 2^18 codes.
+    """
+    if z.shape[-1] != self.dim:
+      raise ValueError(
+        f"latents of {self.dim} features were expected, not {z.shape[-1]}."
+      )
+    x = latents(z, mask)
+    inner = x if self.dim == len(self.levels) else self.project_in(x)
+    digits = self._nearest(inner)
+    code = self._look_up(digits)
+    output = self._project_out(straight_through(inner, code))
+    stop = jax.lax.stop_gradient
+    if self.losses_on == "latents":
+      commitment, codebook = (inner - stop(code)) ** 2, (stop(inner) - code) ** 2
+    else:
+      commitment, codebook = (stop(x) - output) ** 2, (x - stop(output)) ** 2
+    losses = {
+      "commitment": masked_mean(commitment, mask),
+      "codebook": masked_mean(codebook, mask),
+    }
+    values, ids = hide(output, self._ids(digits), mask)
+    stats = {}
+    if self.num_codes <= MAX_COUNTED:
+      stats["counts"] = count_codes(ids, self.num_codes)
+    return Quantized(values, ids, losses_in(train, losses), stats)
+
+  def ids_to_codes(self, ids: Int[Array, "*N"]) -> Float[Array, "*N D"]:
+    """The codes of ids in [0, K), behind the projection; -1 gives 0."""
+    basis = _row(jnp.asarray(self._basis, jnp.int32), ids.ndim + 1)
+    sizes = _row(jnp.asarray(self.levels, jnp.int32), ids.ndim + 1)
+    digits = jnp.maximum(ids, 0)[..., None] // basis % sizes
+    codes = self._project_out(self._look_up(digits))
+    return jnp.where(ids[..., None] < 0, 0.0, codes)
+
+  def codes_to_ids(self, codes: Float[Array, "*N D"]) -> Int[Array, "*N"]:
+    """The ids of codes. With projections: by least squares through the one out, which is
+    exact where that has full rank and D is at least the number of levels."""
+    inner = codes.astype(jnp.float32)
+    if self.dim != len(self.levels):
+      kernel = self.project_out.variables["params"]["kernel"]
+      bias = self.project_out.variables["params"]["bias"]
+      inverse, exact = jnp.linalg.pinv(kernel), jax.lax.Precision.HIGHEST
+      inner = jnp.matmul(inner - _row(bias, inner.ndim), inverse, precision=exact)
+    return self._ids(self._nearest(inner))
+
+  def _project_out(self, code: Float[Array, "*N d"]) -> Float[Array, "*N D"]:
+    return code if self.dim == len(self.levels) else self.project_out(code)
+
+  def _nearest(self, z: Float[Array, "*N d"]) -> Int[Array, "*N d"]:
+    """The place of the nearest value in each dimension's table; the first of a tie."""
+    found = [
+      jnp.argmin(jnp.abs(z[..., place, None] - _row(values, z.ndim)), axis=-1)
+      for place, values in enumerate(self.values)
+    ]
+    return jnp.stack(found, axis=-1).astype(jnp.int32)
+
+  def _look_up(self, digits: Int[Array, "*N d"]) -> Float[Array, "*N d"]:
+    columns = [values[digits[..., place]] for place, values in enumerate(self.values)]
+    return jnp.stack(columns, axis=-1)
+
+  def _ids(self, digits: Int[Array, "*N d"]) -> Int[Array, "*N"]:
+    basis = _row(jnp.asarray(self._basis, jnp.int32), digits.ndim)
+    return jnp.sum(digits * basis, axis=-1, dtype=jnp.int32)
+
+  @property
+  def _basis(self) -> np.ndarray:
+    """What one step of each digit adds to the id."""
+    return np.cumprod([1, *self.levels[:-1]])
+
+
+def first_values(size: int) -> Float[Array, "size"]:
+  """Equally spaced values from -1/2 on, with 0 among them."""
+  if size % 2:
+    return jnp.linspace(-0.5, 0.5, size, dtype=jnp.float32)
+  return jnp.arange(size, dtype=jnp.float32) / size - 0.5
+
+
+def _row(x: Array, ndim: int) -> Array:
+  """A vector with leading axes of size 1, for `ndim` in all."""
+  return x.reshape((1,) * (ndim - 1) + (-1,))
