@@ -12,22 +12,33 @@ layer = functools.partial(Comparison, tolerance=1e-5)
 
 
 def run(quantizer, variables, tensors: Tensors, mask=None, weigh=None) -> dict:
-  """What all fixtures of one package share: eval and train outputs, objective, d/dx.
+  """What all fixtures of one package share: eval and train outputs, objective, gradients.
 
   Args:
     weigh: named losses -> the loss that the fixture's `train_loss` is.
+
+  Returns:
+    `out`, tensors by the fixture's names; `after`, the collections after a training step;
+    `losses`, of that step; `grads`, of the objective with respect to the parameters.
   """
   x, cotangent = jnp.asarray(tensors["in/x"]), jnp.asarray(tensors["in/cotangent"])
   rngs = {"codebook": jax.random.key(0)}
+  params = variables.get("params", {})
 
-  def objective(x):
+  def objective(x, params):
     quantized, after = quantizer.apply(
-      variables, x, mask, train=True, rngs=rngs, mutable=["codebook"]
+      {**variables, "params": params},
+      x,
+      mask,
+      train=True,
+      rngs=rngs,
+      mutable=["codebook"],
     )
     loss = weigh(quantized.losses) if weigh else jnp.zeros(())
     return jnp.sum(quantized.values * cotangent) + loss, (quantized, loss, after)
 
-  value, grad = jax.jit(jax.value_and_grad(objective, has_aux=True))(x)
+  differentiate = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)
+  value, (grad, grads) = jax.jit(differentiate)(x, params)
   total, (train, train_loss, after) = value
   evaluated = jax.jit(quantizer.apply)(variables, x, mask)
   out = {
@@ -40,4 +51,4 @@ def run(quantizer, variables, tensors: Tensors, mask=None, weigh=None) -> dict:
   }
   if weigh:
     out |= {"out/train_loss": train_loss, "out/eval_loss": weigh(evaluated.losses)}
-  return {"after": after, "losses": train.losses, "out": out}
+  return {"after": after, "losses": train.losses, "grads": grads, "out": out}
