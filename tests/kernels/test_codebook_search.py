@@ -53,6 +53,7 @@ def check(ids, distances, x, codebook, metric):
     (129, 300, 8, 140),
     (300, 9000, 4, 2),
     (3, 10_000, 768, 1),
+    (1500, 37, 3, 1),
   ],
   ids=str,
 )

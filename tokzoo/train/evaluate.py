@@ -16,7 +16,7 @@ from jaxtyping import Array, PyTree
 
 from tokzoo.contract import Batch, Task, Variables
 from tokzoo.errors import TokzooError
-from tokzoo.train.mesh import batch_sharding, make_mesh, put_batch, replicated
+from tokzoo.train.mesh import ambient, batch_sharding, make_mesh, put_batch, replicated
 from tokzoo.train.recipe import MeshShape
 
 Batches = Iterable[Mapping[str, Any]]
@@ -139,7 +139,7 @@ def _over(
     return function(variables, batch, jax.random.fold_in(jax.random.key(_SEED), index))
 
   return jax.jit(
-    draw,
+    ambient(mesh, draw),
     in_shardings=(dict(placed), batch_sharding(mesh), replicated(mesh)),
     out_shardings=replicated(mesh),
   )

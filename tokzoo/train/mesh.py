@@ -3,11 +3,13 @@
 One mesh with the axes ("data", "fsdp", "model") serves one device as well as a pod. The
 batch is split over data and fsdp; parameters follow path rules, and where no rule speaks,
 they are split over fsdp along their largest divisible axis. Model code never sees any of
-this: jit inserts the collectives.
+this: jit inserts the collectives, and kernels, which jit cannot split, find the mesh around
+them (`ambient`).
 """
 
+import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -64,6 +66,18 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """The first axis split over data and fsdp."""
   return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def ambient(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+  """`function` for `jax.jit`, traced with the mesh around it: kernels split themselves over
+  the one they find (`jax.sharding.get_abstract_mesh`)."""
+
+  @functools.wraps(function)
+  def on_mesh(*args: Any, **kwargs: Any) -> Any:
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return function(*args, **kwargs)
+
+  return on_mesh
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:

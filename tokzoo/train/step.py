@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from tokzoo.contract import Batch, Losses, Task, Variables
-from tokzoo.train.mesh import BATCH_AXES, batch_sharding, replicated
+from tokzoo.train.mesh import BATCH_AXES, ambient, batch_sharding, replicated
 from tokzoo.train.optim import schedule, update
 from tokzoo.train.recipe import Recipe
 from tokzoo.train.state import (
@@ -183,7 +183,7 @@ def make_step(recipe: Recipe, layout: Layout) -> Step:
     return new_state, metrics
 
   return jax.jit(
-    step,
+    ambient(mesh, step),
     in_shardings=(layout.placed, batch_sharding(mesh)),
     out_shardings=(layout.placed, replicated(mesh)),
     donate_argnums=0,

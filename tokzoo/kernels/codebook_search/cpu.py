@@ -9,7 +9,14 @@ about 4 MiB, and its maximum is found in two steps:
   2. the arg-max of the 64 chunk maxima, and then of the 128 scores of the winning chunk.
 
 A codebook longer than a block is walked through block by block with a running best.
+
+Codes of a few features make hardly any product, and the scores' trip through the cache is
+all there is. They are searched without a matrix: a few codes at a time are held against all
+rows, each row with its running best in a register.
 """
+
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +28,9 @@ _CHUNK = 128
 _BLOCK = 8192
 _SCORES = 2**20
 _MOST_ROWS = 2048
+# The widest codes that are searched without a matrix, how many at a time, and the rows that
+# make it worth a loop of K / 8 steps.
+_NARROW, _AT_A_TIME, _FEWEST_ROWS, _NARROW_ROWS = 8, 8, 1024, 2**16
 
 
 def search(
@@ -31,8 +41,10 @@ def search(
   top_k: int,
 ) -> tuple[Int[Array, "H N T"], Float[Array, "H N T"]]:
   """See `reference.search`."""
-  # One codebook after another: each keeps both cores busy by itself.
-  return jax.lax.map(lambda one: _search(*one, top_k), (x, codebook, bias))
+  is_narrow = x.shape[2] <= _NARROW and x.shape[1] >= _FEWEST_ROWS and top_k == 1
+  one = _search_narrow if is_narrow else functools.partial(_search, top_k=top_k)
+  # One codebook after another: each keeps all cores busy by itself.
+  return jax.lax.map(lambda arrays: one(*arrays), (x, codebook, bias))
 
 
 def _search(
@@ -53,11 +65,7 @@ def _search(
   biases = jnp.pad(bias, (0, padding), constant_values=jnp.inf).reshape(-1, block)
   firsts = jnp.arange(0, k + padding, block, dtype=jnp.int32)
 
-  def of_rows(i, found):
-    # The last block overlaps its neighbour instead of being padded.
-    start = jnp.minimum(i * rows, n - rows)
-    x_block = jax.lax.dynamic_slice_in_dim(x, start, rows)
-
+  def of_rows(x_block):
     def of_codes(best, codes_of_block):
       some_codes, some_biases, first = codes_of_block
       scores = jnp.matmul(some_codes, x_block.T, precision=jax.lax.Precision.HIGHEST)
@@ -68,7 +76,58 @@ def _search(
       jnp.zeros((rows, top_k), jnp.int32),
       jnp.full((rows, top_k), -jnp.inf),
     )
-    best, _ = jax.lax.scan(of_codes, best, (codes, biases, firsts))
+    return jax.lax.scan(of_codes, best, (codes, biases, firsts))[0]
+
+  return _by_rows(of_rows, x, rows, top_k)
+
+
+def _search_narrow(
+  x: Float[Array, "N D"], codebook: Float[Array, "K D"], bias: Float[Array, "K"]
+) -> tuple[Int[Array, "N 1"], Float[Array, "N 1"]]:
+  d = x.shape[1]
+  padding = -codebook.shape[0] % _AT_A_TIME
+  codes = jnp.pad(codebook, ((0, padding), (0, 0)))
+  biases = jnp.pad(bias, (0, padding), constant_values=jnp.inf)
+  rows = min(x.shape[0], _NARROW_ROWS)
+
+  def of_rows(x_block):
+    # Features apart, rows side by side: the axis that vector instructions run along.
+    features = jax.lax.optimization_barrier(x_block.T)
+
+    def of_codes(i, best):
+      ids, scores = best
+      first = i * _AT_A_TIME
+      some = jax.lax.dynamic_slice(codes, (first, 0), (_AT_A_TIME, d))
+      some_biases = jax.lax.dynamic_slice(biases, (first,), (_AT_A_TIME,))
+      for code in range(_AT_A_TIME):
+        score = -some_biases[code]
+        for feature in range(d):
+          score = score + some[code, feature] * features[feature]
+        is_better = score > scores
+        scores = jnp.where(is_better, score, scores)
+        ids = jnp.where(is_better, first + code, ids)
+      return ids, scores
+
+    best = jnp.zeros(rows, jnp.int32), jnp.full(rows, -jnp.inf)
+    ids, scores = jax.lax.fori_loop(0, codes.shape[0] // _AT_A_TIME, of_codes, best)
+    return ids[:, None], scores[:, None]
+
+  return _by_rows(of_rows, x, rows, 1)
+
+
+def _by_rows(
+  search_rows: Callable[[Array], tuple[Array, Array]],
+  x: Float[Array, "N D"],
+  rows: int,
+  top_k: int,
+) -> tuple[Int[Array, "N T"], Float[Array, "N T"]]:
+  """Searches `rows` rows after the other."""
+  n = x.shape[0]
+
+  def visit(i, found):
+    # The last block overlaps its neighbour instead of being padded.
+    start = jnp.minimum(i * rows, n - rows)
+    best = search_rows(jax.lax.dynamic_slice_in_dim(x, start, rows))
     return jax.tree.map(
       lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, start, 0),
       found,
@@ -76,7 +135,7 @@ def _search(
     )
 
   found = (jnp.zeros((n, top_k), jnp.int32), jnp.full((n, top_k), -jnp.inf))
-  return jax.lax.fori_loop(0, -(-n // rows), of_rows, found)
+  return jax.lax.fori_loop(0, -(-n // rows), visit, found)
 
 
 def _best(
