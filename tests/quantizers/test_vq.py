@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from flax.errors import FlaxError
 
+from tokzoo.kernels.codebook_search import count_and_sum
 from tokzoo.quantizers import Ema, ResetBelow, VectorQuantizer
-from tokzoo.quantizers.codebook import count_and_sum, nearest
+from tokzoo.quantizers.codebook import nearest
 from tokzoo.quantizers.gradients import rotation, straight_through, unit
 
 

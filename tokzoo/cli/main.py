@@ -21,6 +21,7 @@ COMMANDS = {
   "evaluate": ("evaluating", "Measure a tokenizer or a generator on a data set."),
   "reproduce": ("reproducing", "Measure a system's claims and write the report."),
   "convert": ("converting", "Published weights to ours, and back."),
+  "bench": ("benching", "Time the kernels beside named peers."),
   "data": ("data", "Check, prepare or time a data set."),
 }
 """Command -> (module of tokzoo.cli, what it does)."""

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
-from tokzoo.quantizers.codebook import count_and_sum
+from tokzoo.kernels.codebook_search import count_and_sum
 
 # The least variance that is divided by, as in vector_quantize_pytorch.
 _LEAST = 1e-5

@@ -1,4 +1,4 @@
-"""Codebooks: the search for the nearest code, and sums over tokens that are exact."""
+"""Codebooks: the search for the nearest code, and the state that moving averages have."""
 
 from typing import Literal
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from tokzoo.kernels.codebook_search import search as search_codebook
 from tokzoo.quantizers.gradients import unit
 
 Metric = Literal["euclidean", "cosine", "angular"]
@@ -17,18 +18,14 @@ Metric = Literal["euclidean", "cosine", "angular"]
   angular    argmax of the cosine, where latents and codes keep their length
 """
 
-_BLOCK = 1024
-_LIMBS, _LIMB_BITS = 4, 8
-
 
 def nearest(
   z: Float[Array, "N D"], codes: Float[Array, "K D"], metric: Metric
 ) -> Int[Array, "N"]:
   """The id of the nearest code; the lowest of those that tie.
 
-  Exact in float32 on every machine, and no more than N x 1,024 similarities lie in memory:
-  the codebook is walked through block by block, which, unlike walking through the tokens,
-  leaves a batch that is split over devices where it is.
+  See `tokzoo.kernels.codebook_search`: exact in float32 on every machine, without a matrix
+  of similarities, and each device of a mesh searches its own tokens.
 
   Args:
     z: latents, of unit norm for the cosine metric.
@@ -36,37 +33,12 @@ def nearest(
     metric: what near means.
 
   Returns:
-    int32[N], in [0, K).
+    int32[N], in [0, K); -1 for a latent that holds NaN or Inf.
   """
   if metric == "angular":
     z, codes = unit(z), unit(codes)
-  # argmin |z - c|^2 = argmax z . c - |c|^2 / 2: without |z|^2, which only costs digits.
-  handicap = jnp.zeros(codes.shape[0])
-  if metric == "euclidean":
-    handicap = jnp.sum(codes * codes, axis=-1) / 2
-  block = min(_BLOCK, codes.shape[0])
-  padding = -codes.shape[0] % block
-  blocks = jnp.pad(codes, ((0, padding), (0, 0))).reshape(-1, block, codes.shape[1])
-  handicaps = jnp.pad(handicap, (0, padding), constant_values=jnp.inf)
-
-  def visit(best, block_of):
-    block_codes, block_handicap, first = block_of
-    similarity = jnp.matmul(z, block_codes.T, precision=jax.lax.Precision.HIGHEST)
-    similarity = similarity - block_handicap[None, :]
-    found = jnp.argmax(similarity, axis=-1).astype(jnp.int32)
-    value = jnp.take_along_axis(similarity, found[:, None], axis=-1)[:, 0]
-    is_nearer = value > best[0]
-    return (
-      jnp.where(is_nearer, value, best[0]),
-      jnp.where(is_nearer, found + first, best[1]),
-    ), None
-
-  start = (jnp.full(z.shape[0], -jnp.inf), jnp.zeros(z.shape[0], jnp.int32))
-  firsts = jnp.arange(0, codes.shape[0] + padding, block, dtype=jnp.int32)
-  (_, ids), _ = jax.lax.scan(
-    visit, start, (blocks, handicaps.reshape(-1, block), firsts)
-  )
-  return ids
+  by = "euclidean" if metric == "euclidean" else "dot"
+  return search_codebook(z, codes, metric=by)[:, 0]
 
 
 def similarity(
@@ -98,31 +70,3 @@ class Averages:
   codes: Float[Array, "K D"]
   counts: Float[Array, "K"]
   sums: Float[Array, "K D"]
-
-
-def count_and_sum(
-  z: Float[Array, "N D"], ids: Int[Array, "N"], num_codes: int
-) -> tuple[Float[Array, "K"], Float[Array, "K D"]]:
-  """How many tokens each code has, and their sum; ids of -1 are left out.
-
-  The sums do not depend on the order of the tokens, hence not on the number of devices:
-  each number is written in fixed point relative to the largest, in 4 limbs of 8 bits, and
-  limbs are added as int32, which is exact for up to 2^23 tokens of one code.
-  """
-  lines = jnp.where(ids < 0, num_codes, ids)  # the last line takes what is masked
-
-  def add(x: Array) -> Array:
-    return jax.ops.segment_sum(x, lines, num_codes + 1)[:num_codes]
-
-  # A power of two, so that scaling loses nothing.
-  kept = jnp.where(ids[:, None] < 0, 0.0, z)
-  _, exponent = jnp.frexp(jnp.max(jnp.abs(kept)))
-  rest = jnp.ldexp(kept, -exponent)
-  sums = jnp.zeros((num_codes, z.shape[1]))
-  for limb in range(1, _LIMBS + 1):
-    rest = rest * 2.0**_LIMB_BITS
-    whole = jnp.round(rest)
-    rest = rest - whole
-    digits = add(whole.astype(jnp.int32)).astype(jnp.float32)
-    sums = sums + digits * 2.0 ** (-limb * _LIMB_BITS)
-  return add(jnp.ones_like(lines)).astype(jnp.float32), jnp.ldexp(sums, exponent)

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from tokzoo.quantizers.codebook import Averages, Metric, count_and_sum, nearest
+from tokzoo.kernels.codebook_search import count_and_sum
+from tokzoo.quantizers.codebook import Averages, Metric, nearest
 from tokzoo.quantizers.gradients import unit
 
 

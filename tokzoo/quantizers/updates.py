@@ -24,7 +24,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from tokzoo.quantizers.codebook import Averages, Metric, count_and_sum
+from tokzoo.kernels.codebook_search import count_and_sum
+from tokzoo.quantizers.codebook import Averages, Metric
 from tokzoo.quantizers.gradients import unit
 
 
