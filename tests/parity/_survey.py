@@ -19,7 +19,7 @@ def run(quantizer, variables, tensors: Tensors, mask=None, weigh=None) -> dict:
 
   Returns:
     `out`, tensors by the fixture's names; `after`, the collections after a training step;
-    `losses`, of that step; `grads`, of the objective with respect to the parameters.
+    `losses` and `stats`, of that step; `evaluated`, of an evaluation; `grads`, of the objective with respect to the parameters.
   """
   x, cotangent = jnp.asarray(tensors["in/x"]), jnp.asarray(tensors["in/cotangent"])
   rngs = {"codebook": jax.random.key(0)}
@@ -51,4 +51,11 @@ def run(quantizer, variables, tensors: Tensors, mask=None, weigh=None) -> dict:
   }
   if weigh:
     out |= {"out/train_loss": train_loss, "out/eval_loss": weigh(evaluated.losses)}
-  return {"after": after, "losses": train.losses, "grads": grads, "out": out}
+  return {
+    "after": after,
+    "losses": train.losses,
+    "stats": train.stats,
+    "evaluated": evaluated,
+    "grads": grads,
+    "out": out,
+  }

@@ -60,12 +60,14 @@ class FiniteScalar(nn.Module):
                   clamped to [-1, 1], which teaches the decoder values between the levels;
                   ids are those without it. Symmetric form only; needs the rng stream
                   `quantizer`
+  scale:          of latents and codes, a number or one a dimension: scale q(z / scale)
   """
 
   levels: tuple[int, ...]
   symmetric: bool = False
   bound: Literal["atanh", "tan", "clamp"] = "atanh"
   noise_dropout: float = 0.0
+  scale: float | tuple[float, ...] = 1.0
 
   def __post_init__(self):
     super().__post_init__()
@@ -117,10 +119,12 @@ class FiniteScalar(nn.Module):
       raise ValueError(
         f"{len(self.levels)} levels quantize as many features, not {z.shape[-1]}."
       )
-    position, digits = self._position(latents(z, mask))
+    scale = self._scale(z.ndim)
+    position, digits = self._position(latents(z, mask) / scale)
     values = self._code(straight_through(position, digits))
     if train and self.noise_dropout:
       values = self._with_noise(values)
+    values = values * scale
     values, ids = hide(values, self._ids(digits.astype(jnp.int32)), mask)
     stats = {}
     if self.num_codes <= MAX_COUNTED:
@@ -131,11 +135,12 @@ class FiniteScalar(nn.Module):
     """The codes of ids in [0, K); -1 gives 0."""
     basis = self._row(self._basis, ids.ndim + 1, jnp.int32)
     digits = ids[..., None] // basis % self._row(self.levels, ids.ndim + 1, jnp.int32)
-    return jnp.where(ids[..., None] < 0, 0.0, self._code(digits.astype(jnp.float32)))
+    codes = self._code(digits.astype(jnp.float32)) * self._scale(digits.ndim)
+    return jnp.where(ids[..., None] < 0, 0.0, codes)
 
   def codes_to_ids(self, codes: Float[Array, "*N D"]) -> Int[Array, "*N"]:
     """The ids of codes; a value between two levels counts as the nearer one."""
-    codes = codes.astype(jnp.float32)
+    codes = codes.astype(jnp.float32) / self._scale(codes.ndim)
     top, half = self._row(np.array(self.levels) - 1, codes.ndim), self._half(codes.ndim)
     position = (codes + 1) * top / 2 if self.symmetric else codes * half + half
     digits = jnp.round(position).astype(jnp.int32)
@@ -183,6 +188,9 @@ class FiniteScalar(nn.Module):
   def _basis(self) -> np.ndarray:
     """What one step of each digit adds to the id."""
     return np.cumprod([1, *self.levels[:-1]])
+
+  def _scale(self, ndim: int) -> Float[Array, "... D"]:
+    return self._row(np.broadcast_to(self.scale, len(self.levels)), ndim)
 
   def _half(self, ndim: int) -> Float[Array, "... D"]:
     return self._row(np.array(self.levels) // 2, ndim)

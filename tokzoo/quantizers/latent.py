@@ -7,19 +7,16 @@ and one small table of values a dimension push a model to give each dimension on
   V_j begins as linspace(-1/2, 1/2, L) for odd L and as i / L - 1/2 for even L
 
 An id is a number in mixed radix with the first dimension fastest, of the places of the
-values in their tables. Losses, unweighted, of means over positions and features:
+values in their tables. Losses, unweighted means over positions and dimensions: `commitment`
+(z - sg q)^2 and `codebook` (sg z - q)^2, from which the values learn.
 
-  losses_on="latents"   commitment (z - sg q)^2, codebook (sg z - q)^2: the paper's
-  losses_on="output"    commitment (sg x - y)^2, codebook (x - sg y)^2, with x what came in
-                        and y what goes out, behind the projections
-
-The second is what vector-quantize-pytorch 1.32 computes (which of the two is called which
-is its choice, too). There y has the straight-through gradient, so the values learn nothing,
-and without projections the two pull x in opposite directions.
+vector_quantize_pytorch 1.32 compares instead what comes into its projection with what leaves
+the one behind, x and y: (sg x - y)^2 and (x - sg y)^2. There y has the straight-through
+gradient, so that the values learn nothing, and without projections the two pull x in opposite
+directions. Whoever wants that has x and y of a `Projected` layer at hand.
 """
 
 import math
-from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -43,15 +40,10 @@ from tokzoo.quantizers.masks import (
 class LatentQuantizer(nn.Module):
   """Latent quantization over the last axis.
 
-  levels:     number of values of each quantized dimension
-  dim:        D; where it is not the number of `levels`, there are linear maps to that many
-              features and back
-  losses_on:  what the losses compare
+  levels:  number of values of each dimension, as many as latents have features
   """
 
   levels: tuple[int, ...]
-  dim: int
-  losses_on: Literal["latents", "output"] = "latents"
 
   def __post_init__(self):
     super().__post_init__()
@@ -67,6 +59,11 @@ class LatentQuantizer(nn.Module):
       )
 
   @property
+  def dim(self) -> int:
+    """D, features of latents and codes."""
+    return len(self.levels)
+
+  @property
   def num_codes(self) -> int:
     return math.prod(self.levels)
 
@@ -79,9 +76,6 @@ class LatentQuantizer(nn.Module):
       self.param(f"values_{place}", lambda _, size=size: first_values(size))
       for place, size in enumerate(self.levels)
     ]
-    if self.dim != len(self.levels):
-      self.project_in = nn.Dense(len(self.levels), dtype=jnp.float32)
-      self.project_out = nn.Dense(self.dim, dtype=jnp.float32)
 
   def __call__(
     self,
@@ -97,49 +91,31 @@ class LatentQuantizer(nn.Module):
       raise ValueError(
         f"latents of {self.dim} features were expected, not {z.shape[-1]}."
       )
-    x = latents(z, mask)
-    inner = x if self.dim == len(self.levels) else self.project_in(x)
-    digits = self._nearest(inner)
+    z = latents(z, mask)
+    digits = self._nearest(z)
     code = self._look_up(digits)
-    output = self._project_out(straight_through(inner, code))
-    stop = jax.lax.stop_gradient
-    if self.losses_on == "latents":
-      commitment, codebook = (inner - stop(code)) ** 2, (stop(inner) - code) ** 2
-    else:
-      commitment, codebook = (stop(x) - output) ** 2, (x - stop(output)) ** 2
     losses = {
-      "commitment": masked_mean(commitment, mask),
-      "codebook": masked_mean(codebook, mask),
+      "commitment": masked_mean((z - jax.lax.stop_gradient(code)) ** 2, mask),
+      "codebook": masked_mean((jax.lax.stop_gradient(z) - code) ** 2, mask),
     }
-    values, ids = hide(output, self._ids(digits), mask)
+    values, ids = hide(straight_through(z, code), self._ids(digits), mask)
     stats = {}
     if self.num_codes <= MAX_COUNTED:
       stats["counts"] = count_codes(ids, self.num_codes)
     return Quantized(values, ids, losses_in(train, losses), stats)
 
   def ids_to_codes(self, ids: Int[Array, "*N"]) -> Float[Array, "*N D"]:
-    """The codes of ids in [0, K), behind the projection; -1 gives 0."""
+    """The codes of ids in [0, K); -1 gives 0."""
     basis = _row(jnp.asarray(self._basis, jnp.int32), ids.ndim + 1)
     sizes = _row(jnp.asarray(self.levels, jnp.int32), ids.ndim + 1)
     digits = jnp.maximum(ids, 0)[..., None] // basis % sizes
-    codes = self._project_out(self._look_up(digits))
-    return jnp.where(ids[..., None] < 0, 0.0, codes)
+    return jnp.where(ids[..., None] < 0, 0.0, self._look_up(digits))
 
   def codes_to_ids(self, codes: Float[Array, "*N D"]) -> Int[Array, "*N"]:
-    """The ids of codes. With projections: by least squares through the one out, which is
-    exact where that has full rank and D is at least the number of levels."""
-    inner = codes.astype(jnp.float32)
-    if self.dim != len(self.levels):
-      kernel = self.project_out.variables["params"]["kernel"]
-      bias = self.project_out.variables["params"]["bias"]
-      inverse, exact = jnp.linalg.pinv(kernel), jax.lax.Precision.HIGHEST
-      inner = jnp.matmul(inner - _row(bias, inner.ndim), inverse, precision=exact)
-    return self._ids(self._nearest(inner))
+    """The ids of the codes that lie nearest."""
+    return self._ids(self._nearest(codes.astype(jnp.float32)))
 
-  def _project_out(self, code: Float[Array, "*N d"]) -> Float[Array, "*N D"]:
-    return code if self.dim == len(self.levels) else self.project_out(code)
-
-  def _nearest(self, z: Float[Array, "*N d"]) -> Int[Array, "*N d"]:
+  def _nearest(self, z: Float[Array, "*N D"]) -> Int[Array, "*N D"]:
     """The place of the nearest value in each dimension's table; the first of a tie."""
     found = [
       jnp.argmin(jnp.abs(z[..., place, None] - _row(values, z.ndim)), axis=-1)
@@ -147,11 +123,11 @@ class LatentQuantizer(nn.Module):
     ]
     return jnp.stack(found, axis=-1).astype(jnp.int32)
 
-  def _look_up(self, digits: Int[Array, "*N d"]) -> Float[Array, "*N d"]:
+  def _look_up(self, digits: Int[Array, "*N D"]) -> Float[Array, "*N D"]:
     columns = [values[digits[..., place]] for place, values in enumerate(self.values)]
     return jnp.stack(columns, axis=-1)
 
-  def _ids(self, digits: Int[Array, "*N d"]) -> Int[Array, "*N"]:
+  def _ids(self, digits: Int[Array, "*N D"]) -> Int[Array, "*N"]:
     basis = _row(jnp.asarray(self._basis, jnp.int32), digits.ndim)
     return jnp.sum(digits * basis, axis=-1, dtype=jnp.int32)
 

@@ -132,6 +132,7 @@ class VectorQuantizer(nn.Module):
     mask: Bool[Array, "B L"] | None = None,
     train: bool = False,
     observe: bool = True,
+    ids: Int[Array, "B L"] | None = None,
   ) -> Quantized:
     """Quantizes latents of any float dtype.
 
@@ -144,6 +145,7 @@ class VectorQuantizer(nn.Module):
       train: whether losses are computed and the codebook moves.
       observe: False leaves the update to a later call of `observe`, for a codebook that is
         searched several times in a step.
+      ids: the codes to take, of a joint search over several codebooks; None: the nearest.
     """
     if z.shape[-1] != self.dim:
       raise ValueError(f"codes of {self.dim} features, latents of {z.shape[-1]}.")
@@ -155,7 +157,7 @@ class VectorQuantizer(nn.Module):
     if is_step:
       self._prepare(jax.lax.stop_gradient(flat), mask)
     codes = self.codebook()
-    found = self._find(flat, codes, is_step)
+    found = self._find(flat, codes, is_step) if ids is None else ids.reshape(-1)
     code = codes[found].reshape(z.shape)
 
     values = self._estimate(z, code, codes, found, is_step)
@@ -275,7 +277,10 @@ class VectorQuantizer(nn.Module):
       step = self.steps.value
       self.steps.value = step + 1
     old = self._averages()
-    self._keep(old, self.update.update(old, flat, ids, self.metric, key, step))
+    new = self.update.update(old, flat, ids, self.metric, key, step)
+    # No token, no step: a residual level that was dropped keeps its codebook.
+    is_any = jnp.any(ids >= 0)
+    self._keep(old, jax.tree.map(lambda a, b: jnp.where(is_any, b, a), old, new))
 
   def _averages(self) -> Averages:
     """The state of the update rule."""
