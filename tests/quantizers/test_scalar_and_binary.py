@@ -9,7 +9,7 @@ import pytest
 
 from tokzoo.errors import TokzooError
 from tokzoo.quantizers import FiniteScalar, LookupFree
-from tokzoo.quantizers.entropies import bit_entropies, floored_entropies
+from tokzoo.quantizers.entropies import bit_entropies
 
 
 def test_fsq_grid():

@@ -10,7 +10,6 @@ train; only the ids are of use:
 The paper normalises with statistics of the data set; per token is what later code does.
 """
 
-import functools
 import math
 
 import flax.linen as nn
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from tokzoo.contract import Quantized
-from tokzoo.quantizers.codebook import nearest
+from tokzoo.kernels.codebook_search import search
 from tokzoo.quantizers.gradients import unit
 from tokzoo.quantizers.masks import count_codes, hide, latents
 
@@ -46,6 +45,11 @@ class RandomProjection(nn.Module):
   num_codebooks: int = 1
   normalize: bool = True
   mixed: bool = False
+
+  @property
+  def id_groups(self) -> int:
+    """Ids per token."""
+    return self.num_codebooks
 
   @property
   def bits_per_token(self) -> float:
@@ -118,9 +122,8 @@ class RandomProjection(nn.Module):
     return self._search(codes.reshape(*codes.shape[:-1], self.num_codebooks, -1))
 
   def _search(self, heads: Float[Array, "*N Q e"]) -> Int[Array, "*N"]:
-    flat = unit(heads).reshape(-1, *heads.shape[-2:])
-    search = functools.partial(nearest, metric="cosine")
-    ids = jax.vmap(search, in_axes=(1, 0), out_axes=1)(flat, unit(self.codes))
+    flat = jnp.moveaxis(heads.reshape(-1, *heads.shape[-2:]), 1, 0)
+    ids = search(flat, self.codes, metric="cosine")[..., 0].T
     ids = ids.reshape(heads.shape[:-1])
     return ids if self.num_codebooks > 1 else ids[..., 0]
 

@@ -174,6 +174,11 @@ class Residual(nn.Module):
     return max(level.num_codes for level in self.levels)
 
   @property
+  def id_groups(self) -> int:
+    """Ids per token."""
+    return len(self._stack())
+
+  @property
   def bits_per_token(self) -> float:
     return float(sum(level.bits_per_token for level in self._stack()))
 
