@@ -15,7 +15,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from tokzoo.kernels.codebook_search import count_and_sum
 
@@ -41,17 +41,28 @@ class Moments:
 
   def to_batch(self, codes: Float[Array, "K D"]) -> Float[Array, "K D"]:
     """Codes to where the latents are."""
-    scale = self._std(self.batch_variance) / self._std(self.codes_variance)
+    scale = _ratio(self.batch_variance, self.codes_variance)
     return (codes - self.codes_mean[None]) * scale[None] + self.batch_mean[None]
 
   def to_codes(self, z: Float[Array, "N D"]) -> Float[Array, "N D"]:
     """Latents to where the codes are."""
-    scale = self._std(self.codes_variance) / self._std(self.batch_variance)
+    scale = _ratio(self.codes_variance, self.batch_variance)
     return (z - self.batch_mean[None]) * scale[None] + self.codes_mean[None]
 
-  @staticmethod
-  def _std(variance: Float[Array, "D"]) -> Float[Array, "D"]:
-    return jnp.sqrt(jnp.maximum(variance, _LEAST))
+  def count_and_sum(
+    self, z: Float[Array, "N D"], ids: Int[Array, "N"], num_codes: int
+  ) -> tuple[Float[Array, "K"], Float[Array, "K D"]]:
+    """`count_and_sum` of `to_codes(z)`, scaled and shifted once the sums are exact."""
+    counts, sums = count_and_sum(z - self.batch_mean[None], ids, num_codes)
+    scale = _ratio(self.codes_variance, self.batch_variance)
+    return counts, sums * scale[None] + counts[:, None] * self.codes_mean[None]
+
+
+def _ratio(a: Float[Array, "D"], b: Float[Array, "D"]) -> Float[Array, "D"]:
+  """The ratio of two standard deviations, from their variances."""
+  # Not the ratio of two roots: compilers make products with rsqrt of that in one program,
+  # and not in the next, and then one device and eight would differ in the last bit.
+  return jnp.sqrt(jnp.maximum(a, _LEAST) / jnp.maximum(b, _LEAST))
 
 
 @dataclasses.dataclass(frozen=True)

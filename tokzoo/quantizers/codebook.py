@@ -5,7 +5,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from tokzoo.kernels.codebook_search import search as search_codebook
 from tokzoo.quantizers.gradients import unit
@@ -70,3 +70,35 @@ class Averages:
   codes: Float[Array, "K D"]
   counts: Float[Array, "K"]
   sums: Float[Array, "K D"]
+
+
+@struct.dataclass
+class Drawn:
+  """Tokens in a random order.
+
+  rows:  float32[R, D]
+  num:   int32, how many of the first rows are tokens that count
+  """
+
+  rows: Float[Array, "R D"]
+  num: Int[Array, ""]
+
+
+def draw(
+  z: Float[Array, "N D"],
+  most: int,
+  key: PRNGKeyArray,
+  is_kept: Bool[Array, "N"],
+) -> Drawn:
+  """Draws up to `most` tokens without replacement, the same on any mesh.
+
+  Args:
+    z: tokens.
+    most: how many at most; there are never more than tokens that count.
+    key: of the draw.
+    is_kept: bool[N], the tokens that count.
+  """
+  lot = jnp.where(is_kept, jax.random.uniform(key, is_kept.shape), -1.0)
+  _, order = jax.lax.top_k(lot, min(most, z.shape[0]))
+  num = jnp.minimum(order.size, jnp.sum(is_kept, dtype=jnp.int32))
+  return Drawn(z[order], num)

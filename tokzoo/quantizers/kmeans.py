@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from tokzoo.kernels.codebook_search import count_and_sum
-from tokzoo.quantizers.codebook import Averages, Metric, nearest
+from tokzoo.quantizers.codebook import Averages, Metric, draw, nearest
 from tokzoo.quantizers.gradients import unit
 
 
@@ -50,21 +50,19 @@ def kmeans(
   return jax.lax.fori_loop(0, iterations, move, (means, jnp.zeros(means.shape[0])))
 
 
-def draw(
+def first_means(
   z: Float[Array, "N D"],
   num: int,
   key: PRNGKeyArray,
   is_kept: Bool[Array, "N"] | None = None,
 ) -> Float[Array, "num D"]:
   """Random tokens, none of them twice unless there are fewer than `num`."""
-  is_kept = jnp.ones(z.shape[0], bool) if is_kept is None else is_kept
-  lots_key, again_key = jax.random.split(key)
-  lot = jnp.where(is_kept, jax.random.uniform(lots_key, is_kept.shape), -1.0)
-  _, order = jax.lax.top_k(lot, min(num, z.shape[0]))
-  total = jnp.maximum(jnp.sum(is_kept, dtype=jnp.int32), 1)
-  again = jax.random.randint(again_key, (num,), 0, jnp.minimum(total, order.size))
-  place = jnp.where(total < num, again, jnp.arange(num, dtype=jnp.int32))
-  return z[order[place]]
+  draw_key, again_key = jax.random.split(key)
+  kept = jnp.ones(z.shape[0], bool) if is_kept is None else is_kept
+  drawn = draw(z, num, draw_key, kept)
+  again = jax.random.randint(again_key, (num,), 0, jnp.maximum(drawn.num, 1))
+  place = jnp.where(drawn.num < num, again, jnp.arange(num, dtype=jnp.int32))
+  return drawn.rows[place]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +94,7 @@ class KMeans:
     # No iteration rather than a branch: over parallel codebooks a branch becomes a choice
     # between two results, and every later step would cluster again for nothing.
     iterations = jnp.where(is_started, 0, self.iterations)
-    first = draw(z, old.counts.shape[0], key, is_kept)
+    first = first_means(z, old.counts.shape[0], key, is_kept)
     means, counts = kmeans(z, first, iterations, metric, is_kept)
     sums = means * counts[:, None] if self.sums == "sums" else means
     new = Averages(means, counts, sums)

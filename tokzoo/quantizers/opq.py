@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 from tokzoo.contract import Quantized
 from tokzoo.errors import TokzooError
 from tokzoo.quantizers.codebook import nearest
-from tokzoo.quantizers.kmeans import draw, kmeans
+from tokzoo.quantizers.kmeans import first_means, kmeans
 from tokzoo.quantizers.masks import latents
 
 _EXACT = jax.lax.Precision.HIGHEST
@@ -46,6 +46,11 @@ class Rotated(nn.Module):
   def num_codes(self) -> int:
     """Codes of one id."""
     return self.quantizer.num_codes
+
+  @property
+  def id_groups(self) -> int:
+    """Ids per token."""
+    return getattr(self.quantizer, "id_groups", 1)
 
   @property
   def bits_per_token(self) -> float:
@@ -125,7 +130,7 @@ def _fit(x, key, groups, num_codes, iterations):
     return (rotate(left, right), codes, counts), error
 
   keys = jax.random.split(key, groups)
-  codes = jax.vmap(lambda y, key: draw(y, num_codes, key))(split(x), keys)
+  codes = jax.vmap(lambda y, key: first_means(y, num_codes, key))(split(x), keys)
   start = (jnp.eye(x.shape[1]), codes, jnp.zeros(codes.shape[:2]))
   (rotation, codes, counts), errors = jax.lax.scan(step, start, length=iterations)
   return OpqFit(rotation, codes, counts, errors)

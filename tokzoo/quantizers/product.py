@@ -51,6 +51,11 @@ class Product(nn.Module):
     return self.quantizer.num_codes
 
   @property
+  def id_groups(self) -> int:
+    """Ids per token."""
+    return self.groups * getattr(self.quantizer, "id_groups", 1)
+
+  @property
   def bits_per_token(self) -> float:
     return self.groups * self.quantizer.bits_per_token
 

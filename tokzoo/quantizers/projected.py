@@ -32,6 +32,11 @@ class Projected(nn.Module):
     return self.quantizer.num_codes
 
   @property
+  def id_groups(self) -> int:
+    """Ids per token."""
+    return getattr(self.quantizer, "id_groups", 1)
+
+  @property
   def bits_per_token(self) -> float:
     return self.quantizer.bits_per_token
 

@@ -20,12 +20,12 @@ exact, and random draws come from the key alone.
 import dataclasses
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from tokzoo.kernels.codebook_search import count_and_sum
-from tokzoo.quantizers.codebook import Averages, Metric
+from tokzoo.quantizers.affine import Moments
+from tokzoo.quantizers.codebook import Averages, Drawn, Metric, draw
 from tokzoo.quantizers.gradients import unit
 
 
@@ -43,15 +43,13 @@ class ResetBelow:
   def __call__(
     self,
     averages: Averages,
-    z: Float[Array, "N D"],
-    is_kept: Bool[Array, "N"],
-    key: PRNGKeyArray,
+    fresh: Drawn,
     step: Int[Array, ""] | None = None,
   ) -> Averages:
     """The averages with dead codes replaced."""
     count = self.threshold if self.count is None else self.count
     is_dead = averages.counts < self.threshold
-    return replace(averages, is_dead, z, is_kept, jnp.float32(count), key)
+    return replace(averages, is_dead, fresh, jnp.float32(count))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,16 +72,14 @@ class PeriodicReset:
   def __call__(
     self,
     averages: Averages,
-    z: Float[Array, "N D"],
-    is_kept: Bool[Array, "N"],
-    key: PRNGKeyArray,
+    fresh: Drawn,
     step: Int[Array, ""] | None = None,
   ) -> Averages:
     """The averages with dead codes replaced, if it is time. `step` counts from 0."""
     assert step is not None
     mean = jnp.mean(averages.counts)
     is_dead = (averages.counts < self.threshold * mean) & ((step + 1) % self.every == 0)
-    return replace(averages, is_dead, z, is_kept, self.count * mean, key)
+    return replace(averages, is_dead, fresh, self.count * mean)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,14 +99,12 @@ class EncodecReset:
   def __call__(
     self,
     averages: Averages,
-    z: Float[Array, "N D"],
-    is_kept: Bool[Array, "N"],
-    key: PRNGKeyArray,
+    fresh: Drawn,
     step: Int[Array, ""] | None = None,
   ) -> Averages:
     """The averages with the codes, and only these, replaced."""
     is_dead = averages.counts < self.threshold
-    replaced = replace(averages, is_dead, z, is_kept, jnp.float32(0), key)
+    replaced = replace(averages, is_dead, fresh, jnp.float32(0))
     return averages.replace(codes=replaced.codes)
 
 
@@ -139,6 +133,7 @@ class Ema:
     metric: Metric,
     key: PRNGKeyArray | None = None,
     step: Int[Array, ""] | None = None,
+    moments: Moments | None = None,
   ) -> Averages:
     """The codebook after a step.
 
@@ -149,10 +144,13 @@ class Ema:
       metric: for "cosine" the new codes have unit norm.
       key: for the choice of tokens that replace dead codes; needed by a reset.
       step: int32, how many updates there were before; needed by a periodic reset.
+      moments: of an affine codebook, to where its tokens are brought back.
     """
-    old = _reset(self.reset, True, old, z, ids, key, step)
     num_codes = old.counts.shape[0]
-    counts, sums = count_and_sum(z, ids, num_codes)
+    fresh = _fresh(self.reset, z, ids, num_codes, key, moments)
+    old = _reset(self.reset, True, old, fresh, step)
+    count = count_and_sum if moments is None else moments.count_and_sum
+    counts, sums = count(z, ids, num_codes)
     counts = self.decay * old.counts + (1 - self.decay) * counts
     sums = self.decay * old.sums + (1 - self.decay) * sums
     total = jnp.sum(counts)
@@ -162,7 +160,7 @@ class Ema:
       total > 0, sums / jnp.where(total > 0, smooth, 1.0)[:, None], old.codes
     )
     new = Averages(unit(codes) if metric == "cosine" else codes, counts, sums)
-    return _reset(self.reset, False, new, z, ids, key, step)
+    return _reset(self.reset, False, new, fresh, step)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,55 +181,64 @@ class Learnt:
     metric: Metric,
     key: PRNGKeyArray | None = None,
     step: Int[Array, ""] | None = None,
+    moments: Moments | None = None,
   ) -> Averages:
     """As `Ema.update`; only codes that are reset change."""
-    old = _reset(self.reset, True, old, z, ids, key, step)
-    counts, _ = count_and_sum(z, ids, old.counts.shape[0])
+    num_codes = old.counts.shape[0]
+    fresh = _fresh(self.reset, z, ids, num_codes, key, moments)
+    old = _reset(self.reset, True, old, fresh, step)
+    counts, _ = count_and_sum(z, ids, num_codes)
     new = old.replace(counts=self.decay * old.counts + (1 - self.decay) * counts)
-    return _reset(self.reset, False, new, z, ids, key, step)
+    return _reset(self.reset, False, new, fresh, step)
+
+
+def _fresh(
+  reset: Reset | None,
+  z: Float[Array, "N D"],
+  ids: Int[Array, "N"],
+  num_codes: int,
+  key: PRNGKeyArray | None,
+  moments: Moments | None,
+) -> Drawn | None:
+  """The tokens that dead codes may become; None where nothing is reset."""
+  if reset is None:
+    return None
+  if key is None:
+    raise ValueError("the reset of dead codes draws tokens and needs a key.")
+  drawn = draw(z, num_codes, key, ids >= 0)
+  return drawn if moments is None else drawn.replace(rows=moments.to_codes(drawn.rows))
 
 
 def _reset(
   reset: Reset | None,
   is_before: bool,
   averages: Averages,
-  z: Float[Array, "N D"],
-  ids: Int[Array, "N"],
-  key: PRNGKeyArray | None,
+  fresh: Drawn | None,
   step: Int[Array, ""] | None,
 ) -> Averages:
   """Applies the policy at its place, before or after the averages."""
-  if reset is None or reset.is_before != is_before:
+  if reset is None or fresh is None or reset.is_before != is_before:
     return averages
-  if key is None:
-    raise ValueError("the reset of dead codes draws tokens and needs a key.")
-  return reset(averages, z, ids >= 0, key, step)
+  return reset(averages, fresh, step)
 
 
 def replace(
   averages: Averages,
   is_dead: Bool[Array, "K"],
-  z: Float[Array, "N D"],
-  is_kept: Bool[Array, "N"],
+  fresh: Drawn,
   count: Float[Array, ""],
-  key: PRNGKeyArray,
 ) -> Averages:
   """Gives dead codes new life as tokens of the batch; never more of them than tokens.
 
   Args:
     averages: of the codebook.
     is_dead: bool[K].
-    z: the tokens.
-    is_kept: bool[N], False where a token is masked out.
+    fresh: tokens of the batch, which the dead codes get in turn.
     count: float32, what the codes start anew with.
-    key: for the choice of tokens.
   """
-  # The r-th dead code gets the r-th token of a random order, masked ones last.
-  lot = jnp.where(is_kept, jax.random.uniform(key, is_kept.shape), -1.0)
-  _, order = jax.lax.top_k(lot, min(is_dead.size, z.shape[0]))
   rank = jnp.cumsum(is_dead) - 1
-  is_reset = is_dead & (rank < jnp.minimum(order.size, jnp.sum(is_kept)))
-  codes = z[order[jnp.minimum(rank, order.size - 1)]]
+  is_reset = is_dead & (rank < fresh.num)
+  codes = fresh.rows[jnp.minimum(rank, fresh.rows.shape[0] - 1)]
   # All three together: the next step would else rebuild the dead code from its old sum.
   return Averages(
     jnp.where(is_reset[:, None], codes, averages.codes),

@@ -269,15 +269,14 @@ class VectorQuantizer(nn.Module):
     """One step of the update rule. Tokens are 0 where their id is -1."""
     if self.update is None:
       return
-    if self.affine is not None:
-      flat = Moments(**self.moments.value).to_codes(flat)
+    moments = None if self.affine is None else Moments(**self.moments.value)
     key = self.make_rng("codebook") if self.update.reset is not None else None
     step = None
     if isinstance(self.update.reset, PeriodicReset):
       step = self.steps.value
       self.steps.value = step + 1
     old = self._averages()
-    new = self.update.update(old, flat, ids, self.metric, key, step)
+    new = self.update.update(old, flat, ids, self.metric, key, step, moments)
     # No token, no step: a residual level that was dropped keeps its codebook.
     is_any = jnp.any(ids >= 0)
     self._keep(old, jax.tree.map(lambda a, b: jnp.where(is_any, b, a), old, new))
