@@ -32,11 +32,11 @@ class System:
 
   slug:        its name everywhere
   title:       what it is, in a line
-  kind:        tokenizer, generator, or both
-  modality:    image, sound, video, ...
+  kind:        tokenizer, generator, both, or quantizers
+  modality:    image, sound, video, ..., or all
   paper:       arXiv id
   experiment:  its file under experiments/
-  parts:       its networks by name
+  parts:       its networks by name; quantizers are parts of tokenizers and have none
   """
 
   slug: str
@@ -76,6 +76,15 @@ _ALL = (
         f"{_GENERATORS}.autoregressive:AR_WEIGHTS",
       ),
     },
+  ),
+  System(
+    slug="discrete-tokenization-survey",
+    title="The quantizers: VQ, RVQ, PQ, AQ, FSQ, LFQ, BSQ, anchors, and collapse remedies",
+    kind="quantizers",
+    modality="all",
+    paper="2507.22920",
+    experiment="quantizers/discrete_tokenization_survey.py",
+    parts={},
   ),
 )
 
