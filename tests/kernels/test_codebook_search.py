@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tokzoo.errors import TokzooError
-from tokzoo.kernels.codebook_search import assign, search
+from tokzoo.kernels.codebook_search import assign, dispatch, search
 from tokzoo.train.mesh import make_mesh
 from tokzoo.train.recipe import MeshShape
 
@@ -234,6 +234,24 @@ def test_bad_input_is_one_sentence(arguments, settings, said):
   with pytest.raises(TokzooError, match=said) as caught:
     search(*arguments, **settings)
   assert str(caught.value).count("\n") == 0
+
+
+def test_what_a_kernel_is_not_made_for():
+  with pytest.raises(TokzooError, match="one code a row, not 2"):
+    search(ROWS, CODES, top_k=2, implementation="gpu")
+  with pytest.raises(TokzooError, match="1,536 features, not 2000"):
+    search(np.zeros((1, 2000), "f4"), np.zeros((1, 2000), "f4"), implementation="tpu")
+
+
+def test_a_kernel_that_cannot_goes_through_xla_and_says_so_once(monkeypatch):
+  # As on a machine with a GPU, for which this is not lowered here.
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  dispatch._say_once.cache_clear()
+  with pytest.warns(UserWarning, match="through XLA: the Hopper kernel") as said:
+    first = jax.jit(functools.partial(search, top_k=2))(draw(9, 4), draw(8, 4, seed=1))
+    again = jax.jit(functools.partial(search, top_k=2))(draw(7, 4), draw(8, 4, seed=1))
+  assert len(said) == 1
+  np.testing.assert_array_equal(first[:7], again)
 
 
 def test_more_codes_than_int32_holds():

@@ -2,16 +2,18 @@
 
 import functools
 import importlib
+import warnings
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float, Int
 
-from tokzoo.errors import unknown
+from tokzoo.errors import TokzooError, unknown
 from tokzoo.kernels.codebook_search import sharded
+from tokzoo.kernels.dispatch import Unsupported
 
 Implementation = Literal["reference", "xla", "tpu", "gpu"]
 IMPLEMENTATIONS: dict[Implementation, str] = {
@@ -46,7 +48,9 @@ def program(implementation: Implementation) -> Callable[..., tuple[Array, Array]
 def _mappable(top_k: int, implementation: Implementation | None):
   @custom_vmap
   def run(x, codebook, bias):
-    local = program(implementation) if implementation else _for_machine
+    local = _for_machine
+    if implementation is not None:
+      local = functools.partial(_just, implementation=implementation)
     return sharded.over_mesh(local, x, codebook, bias, top_k)
 
   @run.def_vmap
@@ -64,11 +68,20 @@ def _mappable(top_k: int, implementation: Implementation | None):
   return run
 
 
+def _just(
+  x: Array, codebook: Array, bias: Array, *, top_k: int, implementation: Implementation
+) -> tuple[Array, Array]:
+  """The program that was asked for by name."""
+  try:
+    return program(implementation)(x, codebook, bias, top_k=top_k)
+  except Unsupported as error:
+    raise TokzooError(str(error)) from error
+
+
 def _for_machine(
   x: Array, codebook: Array, bias: Array, *, top_k: int
 ) -> tuple[Array, Array]:
   """The program of the platform that this is lowered for."""
-  search_on_cpu = functools.partial(program("xla"), top_k=top_k)
   platforms = {jax.default_backend()}
   device = jax.sharding.get_abstract_mesh().abstract_device
   if device is not None and device.platform is not None:
@@ -76,11 +89,28 @@ def _for_machine(
   # Where nothing else is in sight, the other kernels need not even be traced.
   programs = {}
   if "tpu" in platforms:
-    programs["tpu"] = functools.partial(program("tpu"), top_k=top_k)
+    programs["tpu"] = _or_xla("tpu", top_k)
   if platforms & {"gpu", "cuda"}:
-    programs["cuda"] = functools.partial(program("gpu"), top_k=top_k)
+    programs["cuda"] = _or_xla("gpu", top_k)
+  on_cpu = functools.partial(program("xla"), top_k=top_k)
   if not programs:
-    return search_on_cpu(x, codebook, bias)
-  return jax.lax.platform_dependent(
-    x, codebook, bias, default=search_on_cpu, **programs
-  )
+    return on_cpu(x, codebook, bias)
+  return jax.lax.platform_dependent(x, codebook, bias, default=on_cpu, **programs)
+
+
+def _or_xla(implementation: Implementation, top_k: int) -> Callable[..., Any]:
+  """A kernel, or XLA where the kernel is not made for the shape or the chip."""
+
+  def search(x: Array, codebook: Array, bias: Array) -> tuple[Array, Array]:
+    try:
+      return program(implementation)(x, codebook, bias, top_k=top_k)
+    except Unsupported as error:
+      _say_once(str(error))
+      return program("xla")(x, codebook, bias, top_k=top_k)
+
+  return search
+
+
+@functools.cache
+def _say_once(reason: str) -> None:
+  warnings.warn(f"codebook search goes through XLA: {reason}", stacklevel=2)
