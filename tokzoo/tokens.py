@@ -28,7 +28,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from tokzoo.errors import TokzooError
 from tokzoo.files import digest, read_safetensors, to_safetensors, write_atomic
-from tokzoo.kernels.bit_packing import pack_bits, unpack_bits, words_per_token
+from tokzoo.kernels.bit_packing import pack, unpack, words_per_token
 
 FORMAT = "tokzoo-tokens"
 VERSION = 1
@@ -81,7 +81,7 @@ class Tokens(struct.PyTreeNode):
   def from_bits(cls, bits: Array, **fields: Any) -> "Tokens":
     """Binary tokens from `[B, L, m]` of zeros and ones (bool, integer or float)."""
     grid = fields.pop("grid", (bits.shape[1],))
-    return cls(packed=pack_bits(bits), bits=bits.shape[-1], grid=grid, **fields)
+    return cls(packed=pack(bits), bits=bits.shape[-1], grid=grid, **fields)
 
   @classmethod
   def from_values(cls, values: Array, **fields: Any) -> "Tokens":
@@ -133,7 +133,7 @@ class Tokens(struct.PyTreeNode):
     """
     if self.packed is None:
       raise TokzooError(f"binary tokens were expected; these hold {self.kind}.")
-    return unpack_bits(self.packed, self._static("bits"))
+    return unpack(self.packed, self._static("bits"))
 
   def check(self) -> "Tokens":
     """Returns the tokens if shapes, dtypes, ranges and masks agree with the layout.

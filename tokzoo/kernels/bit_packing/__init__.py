@@ -1,5 +1,21 @@
-"""Bit packing: m bits of a token in ceil(m / 32) words."""
+"""Bit packing: n bits of a token in ceil(n / 32) words, and what can be done on the words."""
 
-from tokzoo.kernels.bit_packing.api import pack_bits, unpack_bits, words_per_token
+from tokzoo.kernels.bit_packing.api import (
+  hamming,
+  ids_to_packed,
+  pack,
+  packed_matmul,
+  packed_to_ids,
+  unpack,
+  words_per_token,
+)
 
-__all__ = ["pack_bits", "unpack_bits", "words_per_token"]
+__all__ = [
+  "hamming",
+  "ids_to_packed",
+  "pack",
+  "packed_matmul",
+  "packed_to_ids",
+  "unpack",
+  "words_per_token",
+]

@@ -1,24 +1,61 @@
 """Bit packing in plain jax.numpy: the specification."""
 
+from typing import Literal
+
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+WORD = 32
+Kind = Literal["bool", "sign", "float"]
+KINDS: tuple[Kind, ...] = ("bool", "sign", "float")
 
 
-def pack_bits(bits: Array) -> UInt32[Array, "*N w"]:
-  """See `api.pack_bits`."""
-  *lead, m = bits.shape
-  on = (bits > 0.5) if jnp.issubdtype(bits.dtype, jnp.floating) else bits.astype(bool)
-  padding = [(0, 0)] * len(lead) + [(0, -m % 32)]
-  words = jnp.pad(on, padding).reshape(*lead, -1, 32).astype(jnp.uint32)
+def pack(x: Array) -> UInt32[Array, "*N w"]:
+  """See `api.pack`."""
+  on = pad_bits(x if x.dtype == jnp.bool_ else x > 0)
+  words = on.reshape(*on.shape[:-1], -1, WORD).astype(jnp.uint32)
   # The places are distinct, so a sum of shifted bits is their union.
-  places = jnp.arange(32, dtype=jnp.uint32)
-  shifted = jnp.left_shift(words, jnp.broadcast_to(places, words.shape))
-  return shifted.sum(-1, dtype=jnp.uint32)
+  return jnp.sum(jnp.left_shift(words, _places(words)), axis=-1, dtype=jnp.uint32)
 
 
-def unpack_bits(packed: UInt32[Array, "*N w"], bits: int) -> Bool[Array, "*N m"]:
-  """See `api.unpack_bits`."""
-  places = jnp.arange(32, dtype=jnp.uint32)
-  words = jnp.broadcast_to(packed[..., None], (*packed.shape, 32))
-  on = jnp.right_shift(words, jnp.broadcast_to(places, words.shape)) & jnp.uint32(1)
-  return on.astype(bool).reshape(*packed.shape[:-1], -1)[..., :bits]
+def unpack(packed: UInt32[Array, "*N w"], n: int, kind: Kind) -> Array:
+  """See `api.unpack`."""
+  words = jnp.broadcast_to(packed[..., None], (*packed.shape, WORD))
+  one = jnp.left_shift(jnp.ones_like(words), _places(words))
+  on = (words & one != 0).reshape(*packed.shape[:-1], -1)[..., :n]
+  return as_kind(on, kind)
+
+
+def packed_matmul(
+  packed: UInt32[Array, "*N w"], weights: Float[Array, "n D"], kind: Kind
+) -> Float[Array, "*N D"]:
+  """See `api.packed_matmul`."""
+  bits = unpack(packed, weights.shape[0], kind).astype(jnp.float32)
+  return jnp.matmul(bits, weights, precision=jax.lax.Precision.HIGHEST)
+
+
+def hamming(a: UInt32[Array, "*N w"], b: UInt32[Array, "*N w"]) -> Int[Array, "*N"]:
+  """See `api.hamming`."""
+  return jnp.sum(jax.lax.population_count(a ^ b).astype(jnp.int32), axis=-1)
+
+
+def pad_bits(on: Bool[Array, "*N m"]) -> Bool[Array, "*N 32*w"]:
+  """Fills up the last word with zeros."""
+  short = -on.shape[-1] % WORD
+  return jnp.pad(on, [(0, 0)] * (on.ndim - 1) + [(0, short)]) if short else on
+
+
+def as_kind(on: Bool[Array, "*N n"], kind: Kind) -> Array:
+  """Bits as bool, as float32 -1 and 1, or as float32 0 and 1."""
+  match kind:
+    case "bool":
+      return on
+    case "sign":
+      return jnp.where(on, jnp.float32(1), jnp.float32(-1))
+    case "float":
+      return on.astype(jnp.float32)
+
+
+def _places(words: Array) -> UInt32[Array, "..."]:
+  return jax.lax.broadcasted_iota(jnp.uint32, words.shape, words.ndim - 1)

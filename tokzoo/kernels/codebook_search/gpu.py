@@ -62,9 +62,7 @@ class Tiles:
     of_x = 2 * 3 * features * cls.rows * _WARPGROUPS
     of_codes = 2 * 3 * features * cls.codes
     is_resident = chunks * of_x + 2 * of_codes <= _SHARED_MEMORY
-    fixed, of_stage = (
-      (chunks * of_x, of_codes) if is_resident else (0, of_x + of_codes)
-    )
+    fixed, of_stage = (chunks * of_x, of_codes) if is_resident else (0, of_x + of_codes)
     stages = min(4, (_SHARED_MEMORY - fixed) // of_stage)
     return cls(features, chunks, is_resident, stages)
 
@@ -83,12 +81,14 @@ def search(
     interpret: run the kernel's program on the CPU.
 
   Raises:
-    Unsupported: `top_k` is not 1.
+    Unsupported: `top_k` is not 1, or the GPU is no Hopper.
   """
   if top_k != 1:
     raise Unsupported(
       f"the Hopper kernel finds one code a row, not {top_k}: use another implementation."
     )
+  if not interpret:
+    _require_hopper()
   heads, n, d = x.shape
   tiles = Tiles.of(d)
   codes = _by_chunk(pad_to(codebook, 1, tiles.codes), tiles).swapaxes(1, 2)
@@ -136,9 +136,7 @@ def _call(x, codebook, bias, tiles: Tiles, interpret: bool):
         jnp.bfloat16,
         transforms=layout,
       ),
-      plgpu.SMEM(
-        (tiles.stages, width, tiles.codes), jnp.bfloat16, transforms=layout
-      ),
+      plgpu.SMEM((tiles.stages, width, tiles.codes), jnp.bfloat16, transforms=layout),
       plgpu.SMEM((tiles.stages, tiles.codes), jnp.float32),
       plgpu.SMEM((_WARPGROUPS, tiles.rows), jnp.int32),
       plgpu.SMEM((_WARPGROUPS, tiles.rows), jnp.float32),
@@ -155,14 +153,28 @@ def _call(x, codebook, bias, tiles: Tiles, interpret: bool):
     compiler_params=plgpu.CompilerParams(
       lowering_semantics=plgpu.LoweringSemantics.Warpgroup
     ),
-    interpret=plgpu_interpret() if interpret else False,
+    interpret=_interpreter() if interpret else False,
   )
   return kernel(x, codebook, bias)
 
 
-def plgpu_interpret():
+def _interpreter():
+  # jax has no public name for it yet.
   from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
+
   return InterpretGPUParams()
+
+
+def _require_hopper() -> None:
+  """Refuses the GPU that is here; one that is only compiled for is taken as said."""
+  if jax.default_backend() != "gpu":
+    return
+  capability = jax.local_devices()[0].compute_capability
+  if not str(capability).startswith("9."):
+    raise Unsupported(
+      "the search kernel needs a Hopper GPU (compute capability 9.0), this one has "
+      f"{capability}: use another implementation."
+    )
 
 
 def _kernel(
@@ -195,9 +207,7 @@ def _kernel(
     if tiles.is_resident:
       for chunk in range(tiles.chunks):
         features = pl.ds(chunk * width, width)
-        plgpu.copy_gmem_to_smem(
-          x.at[head, rows, features], x_smem.at[chunk], x_loaded
-        )
+        plgpu.copy_gmem_to_smem(x.at[head, rows, features], x_smem.at[chunk], x_loaded)
 
     @pl.loop(0, stages)
     def _stage(stage):
@@ -213,9 +223,7 @@ def _kernel(
       plgpu.copy_gmem_to_smem(
         codebook.at[head, features, codes], codes_smem.at[slot], loaded.at[slot]
       )
-      plgpu.copy_gmem_to_smem(
-        bias.at[head, codes], bias_smem.at[slot], loaded.at[slot]
-      )
+      plgpu.copy_gmem_to_smem(bias.at[head, codes], bias_smem.at[slot], loaded.at[slot])
       if not tiles.is_resident:
         plgpu.copy_gmem_to_smem(
           x.at[head, rows, features], x_smem.at[slot], loaded.at[slot]
@@ -283,9 +291,7 @@ def _kernel(
     ids_smem[warpgroup] = best_ids
     scores_smem[warpgroup] = best
     plgpu.commit_smem()
-    out = pl.ds(
-      (block * _WARPGROUPS + warpgroup) * tiles.rows, tiles.rows
-    )
+    out = pl.ds((block * _WARPGROUPS + warpgroup) * tiles.rows, tiles.rows)
     plgpu.copy_smem_to_gmem(ids_smem.at[warpgroup], ids.at[head, out])
     plgpu.copy_smem_to_gmem(scores_smem.at[warpgroup], scores.at[head, out])
     plgpu.wait_smem_to_gmem(0)

@@ -29,10 +29,13 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from tokzoo.kernels.codebook_search import split
+from tokzoo.kernels.dispatch import Unsupported
 from tokzoo.kernels.padding import pad_to
 
 LANES = 128
 _NEVER = 2**30
+# Up to how many features, rows and codes of a step.
+_TILES = ((128, 512, 1024), (384, 256, 512), (768, 256, 256), (1536, 128, 128))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +51,18 @@ class Tiles:
 
   @classmethod
   def of(cls, n: int, k: int, d: int) -> "Tiles":
-    """Tiles whose scores, twice, and factors stay under about 10 MiB of VMEM."""
-    rows, codes = (512, 1024) if d <= 128 else (256, 512) if d <= 384 else (256, 256)
-    return cls(min(rows, _up(n, LANES)), min(codes, _up(k, LANES)))
+    """Tiles whose scores, twice, and factors stay under about 10 MiB of VMEM.
+
+    Raises:
+      Unsupported: more than 1,536 features.
+    """
+    for most, rows, codes in _TILES:
+      if d <= most:
+        return cls(min(rows, _up(n, LANES)), min(codes, _up(k, LANES)))
+    raise Unsupported(
+      f"the search kernel holds rows of up to {_TILES[-1][0]} features, not {d}: use "
+      "another implementation."
+    )
 
 
 def search(
@@ -65,6 +77,9 @@ def search(
 
   Args:
     interpret: run the kernel's program on the CPU.
+
+  Raises:
+    Unsupported: more than 1,536 features.
   """
   heads, n, d = x.shape
   k = codebook.shape[1]
@@ -75,25 +90,38 @@ def search(
   # A code that only fills up a block is never chosen.
   bias = pad_to(bias, 1, tiles.codes, jnp.inf)[:, None, :]
   rows, codes = x.shape[1] // tiles.rows, codebook.shape[1] // tiles.codes
-  found = jax.ShapeDtypeStruct((heads, top_k, x.shape[1]), jnp.int32)
+  features = x.shape[2]
+  # XLA keeps narrow rows in columns, where 128 lanes are not mostly padding.
+  is_narrow = d < LANES
+  if is_narrow:
+    x = jnp.swapaxes(x, 1, 2)
+    of_x = pl.BlockSpec((None, features, tiles.rows), lambda h, i, j: (h, 0, i))
+  else:
+    of_x = pl.BlockSpec((None, tiles.rows, features), lambda h, i, j: (h, i, 0))
+  found = jax.ShapeDtypeStruct((heads, top_k, rows * tiles.rows), jnp.int32)
   out = pl.BlockSpec((None, top_k, tiles.rows), lambda h, i, j: (h, 0, i))
   ids, scores = pl.pallas_call(
-    functools.partial(_kernel, top_k=top_k),
+    functools.partial(_kernel, top_k=top_k, is_narrow=is_narrow),
     grid=(heads, rows, codes),
     in_specs=[
-      pl.BlockSpec((None, tiles.rows, x.shape[2]), lambda h, i, j: (h, i, 0)),
-      pl.BlockSpec((None, tiles.codes, x.shape[2]), lambda h, i, j: (h, j, 0)),
+      of_x,
+      pl.BlockSpec((None, tiles.codes, features), lambda h, i, j: (h, j, 0)),
       pl.BlockSpec((None, 1, tiles.codes), lambda h, i, j: (h, 0, j)),
     ],
     out_specs=[out, out],
     out_shape=[found, jax.ShapeDtypeStruct(found.shape, jnp.float32)],
     scratch_shapes=[
-      pltpu.VMEM((tiles.rows, split.TERMS * x.shape[2]), jnp.bfloat16),
+      pltpu.VMEM((tiles.rows, split.TERMS * features), jnp.bfloat16),
       pltpu.VMEM((tiles.rows, LANES), jnp.int32),
       pltpu.VMEM((tiles.rows, LANES), jnp.float32),
     ],
     compiler_params=pltpu.CompilerParams(
       dimension_semantics=("parallel", "parallel", "arbitrary")
+    ),
+    cost_estimate=pl.CostEstimate(
+      flops=2 * split.TERMS * heads * n * k * d,
+      bytes_accessed=4 * heads * (n * d + rows * k * d + 2 * n * top_k),
+      transcendentals=0,
     ),
     interpret=interpret,
     name="codebook_search",
@@ -102,12 +130,14 @@ def search(
   return ids, scores
 
 
-def _kernel(x, codebook, bias, ids, scores, factors, best_ids, best, *, top_k):
+def _kernel(
+  x, codebook, bias, ids, scores, factors, best_ids, best, *, top_k, is_narrow
+):
   step = pl.program_id(2)
 
   @pl.when(step == 0)
   def _start():
-    factors[...] = split.left(x[...])
+    factors[...] = split.left(x[...].T if is_narrow else x[...])
     best_ids[...] = jnp.zeros(best_ids.shape, jnp.int32)
     best[...] = jnp.full(best.shape, -jnp.inf)
 
