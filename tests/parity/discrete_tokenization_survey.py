@@ -1,6 +1,7 @@
 """VQ and its relatives against the code that the survey's equations were read in."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -179,7 +180,7 @@ def ibq(config: dict, tensors: Tensors) -> dict:
   codes = jnp.asarray(tensors["param/embedding.weight"])
 
   def objective(z, codes):
-    quantized = quantizer.apply({"params": {"codes": codes}}, z, train=True)
+    quantized: Any = quantizer.apply({"params": {"codes": codes}}, z, train=True)
     losses = quantized.losses
     error = losses["quantization"] + losses["commitment"]
     loss = error + config["beta"] * losses["codebook"]

@@ -12,6 +12,7 @@ Searching among quantized points needs no decoding: with y^g the chunk of a quer
 which `distance_tables` and `table_distances` compute.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -107,7 +108,9 @@ class Product(nn.Module):
       if not isinstance(out, Quantized):
         return out.reshape(*shape, *out.shape[1:])
       values = out.values.reshape(*shape, *out.values.shape[1:])
-      return out.replace(values=values, ids=out.ids.reshape(*shape, *out.ids.shape[1:]))
+      return dataclasses.replace(
+        out, values=values, ids=out.ids.reshape(*shape, *out.ids.shape[1:])
+      )
     return nn.vmap(
       call, variable_axes={True: 0}, split_rngs={True: True}, axis_size=self.groups
     )(self.quantizer, *chunks)

@@ -105,7 +105,7 @@ class EncodecReset:
     """The averages with the codes, and only these, replaced."""
     is_dead = averages.counts < self.threshold
     replaced = replace(averages, is_dead, fresh, jnp.float32(0))
-    return averages.replace(codes=replaced.codes)
+    return dataclasses.replace(averages, codes=replaced.codes)
 
 
 Reset = ResetBelow | PeriodicReset | EncodecReset
@@ -188,7 +188,8 @@ class Learnt:
     fresh = _fresh(self.reset, z, ids, num_codes, key, moments)
     old = _reset(self.reset, True, old, fresh, step)
     counts, _ = count_and_sum(z, ids, num_codes)
-    new = old.replace(counts=self.decay * old.counts + (1 - self.decay) * counts)
+    counts = self.decay * old.counts + (1 - self.decay) * counts
+    new = dataclasses.replace(old, counts=counts)
     return _reset(self.reset, False, new, fresh, step)
 
 
@@ -206,7 +207,9 @@ def _fresh(
   if key is None:
     raise ValueError("the reset of dead codes draws tokens and needs a key.")
   drawn = draw(z, num_codes, key, ids >= 0)
-  return drawn if moments is None else drawn.replace(rows=moments.to_codes(drawn.rows))
+  if moments is None:
+    return drawn
+  return dataclasses.replace(drawn, rows=moments.to_codes(drawn.rows))
 
 
 def _reset(
