@@ -117,6 +117,7 @@ def compile_for(fn: Callable[..., Any], args: Sequence[PyTree], target: str) -> 
   )
   compiled = jax.jit(fn).lower(*there).compile()
   memory = compiled.memory_analysis()
+  assert memory is not None
   cost = compiled.cost_analysis() or {}
   return Report(
     target=target,
@@ -136,8 +137,8 @@ def _counted(cost: Mapping[str, float], name: str) -> float | None:
 
 
 @functools.cache
-def devices(target: str) -> list[jax.Device]:
-  """The devices of a machine, to compile on (nothing runs on them).
+def devices(target: str) -> Sequence[Any]:
+  """The `jax.Device`s of a machine, to compile on (nothing runs on them).
 
   Args:
     target: a chip of `CHIPS`, or a chip and a topology: "v6e", "v5e:16x16", "h100:1x1x8".
