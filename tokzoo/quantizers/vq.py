@@ -240,12 +240,12 @@ class VectorQuantizer(nn.Module):
         return GRADIENTS[name](z, code)
       case SyncUpdate():
         return self.gradient(z, code)
-      case SoftAssignment():
+      case SoftAssignment() if is_step:
         logits = similarity(z.reshape(-1, self.dim), codes, self.metric)
         return self.gradient(logits, codes, found).reshape(z.shape)
       case Directional() if is_step:
         return self.gradient(z, code, self.make_rng("codebook"))
-      case Directional():
+      case _:
         return code
 
   def _prepare(
@@ -296,4 +296,6 @@ class VectorQuantizer(nn.Module):
       self.ema_sums.value = new.sums
     else:
       # The parameter stays with its optimizer; a code that is reset moves by its offset.
-      self.offset.value = self.offset.value + (new.codes - old.codes)
+      is_reset = jnp.any(new.codes != old.codes, axis=-1, keepdims=True)
+      to_new = new.codes - jax.lax.stop_gradient(self.codes)
+      self.offset.value = jnp.where(is_reset, to_new, self.offset.value)
