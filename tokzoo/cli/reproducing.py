@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import jax
+import numpy as np
 import tyro
 from rich.console import Console
 
@@ -64,7 +65,8 @@ def reproduce(
   write_atomic(
     folder / "numbers.json", (json_module.dumps(numbers, indent=2) + "\n").encode()
   )
-  write_picture(folder / "figure.png", stack([_panel(v) for v in verdicts]))
+  panels = [panel for verdict in _distinct(verdicts) for panel in _panels(verdict)]
+  write_picture(folder / "figure.png", stack(panels))
   tables = getattr(experiment, "TABLES", ())
   write_atomic(folder / "report.md", _report(title, numbers, tables).encode())
 
@@ -100,12 +102,32 @@ def _numbers(
   }
 
 
-def _panel(verdict: Verdict):
-  """Numbers of one unit a line; seeds are dots."""
-  names = list(verdict.means())
-  values = [[found[name] for found in verdict.numbers.values()] for name in names]
-  title = f"{verdict.claim.sentence.split(':')[0].split(' (')[0]}"
-  return dot_plot(title if len(title) < 80 else title[:77] + "...", names, values)
+def _distinct(verdicts: Sequence[Verdict]) -> list[Verdict]:
+  """Those whose numbers no earlier one has: several claims may rest on one measurement."""
+  distinct: list[Verdict] = []
+  for verdict in verdicts:
+    if all(verdict.numbers != earlier.numbers for earlier in distinct):
+      distinct.append(verdict)
+  return distinct
+
+
+def _panels(verdict: Verdict) -> list[np.ndarray]:
+  """Numbers of one unit a panel ("unit: name", where they have several); seeds are dots."""
+  by_unit: dict[str, list[str]] = {}
+  for name in verdict.means():
+    by_unit.setdefault(name.partition(": ")[0] if ": " in name else "", []).append(name)
+  short = verdict.claim.sentence.split(" (")[0]
+  panels = []
+  for unit, names in by_unit.items():
+    title = f"{unit}: {short}" if unit else short
+    panels.append(
+      dot_plot(
+        title if len(title) < 80 else title[:77] + "...",
+        [name.removeprefix(f"{unit}: ") for name in names],
+        [[found[name] for found in verdict.numbers.values()] for name in names],
+      )
+    )
+  return panels
 
 
 def _report(title: str, numbers: dict[str, Any], tables: Sequence[dict]) -> str:
@@ -117,6 +139,7 @@ def _report(title: str, numbers: dict[str, Any], tables: Sequence[dict]) -> str:
     "a claim shows at this scale; they are not comparable with the paper's.",
     "",
   ]
+  shown_before: list[tuple[int, dict]] = []
   for index, claim in enumerate(numbers["claims"], 1):
     seeds = list(claim["seeds"])
     lines += [
@@ -125,6 +148,13 @@ def _report(title: str, numbers: dict[str, Any], tables: Sequence[dict]) -> str:
       f"**{claim['verdict'][0].upper()}{claim['verdict'][1:]}.** Source: {claim['source']}. "
       f"Setting: {claim['setting']}. {claim['seconds']:.0f} s.",
       "",
+    ]
+    same = [n for n, found in shown_before if found == claim["seeds"]]
+    if same:
+      lines += [f"The numbers are those of claim {same[0]}.", ""]
+      continue
+    shown_before.append((index, claim["seeds"]))
+    lines += [
       f"| measured | mean | {' | '.join(f'seed {seed}' for seed in seeds)} |",
       f"|---|{'---|' * (len(seeds) + 1)}",
     ]
