@@ -324,3 +324,5 @@ def test_what_does_not_go_together_is_refused():
     z, ids = jnp.ones((2, 2)), jnp.zeros(2, jnp.int32)
     old = Averages(jnp.ones((3, 2)), jnp.ones(3), jnp.ones((3, 2)))
     Ema(reset=ResetBelow(1.0)).update(old, z, ids, "euclidean")
+  with pytest.raises(ValueError, match="number of updates"):
+    Ema(reset=PeriodicReset()).update(old, z, ids, "euclidean", jax.random.key(0))

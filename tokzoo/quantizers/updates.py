@@ -76,7 +76,8 @@ class PeriodicReset:
     step: Int[Array, ""] | None = None,
   ) -> Averages:
     """The averages with dead codes replaced, if it is time. `step` counts from 0."""
-    assert step is not None
+    if step is None:
+      raise ValueError("a periodic reset needs the number of updates before this one.")
     mean = jnp.mean(averages.counts)
     is_dead = (averages.counts < self.threshold * mean) & ((step + 1) % self.every == 0)
     return replace(averages, is_dead, fresh, self.count * mean)
