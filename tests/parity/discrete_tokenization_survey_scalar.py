@@ -178,20 +178,26 @@ def latent_quantize(config: dict, tensors: Tensors) -> dict:
   evaluated = quantizer.apply(variables, x)
   out = {"out/train_objective": total, "out/train_loss": loss, "out/eval_loss": 0.0}
   out["grad/x"] = jnp.moveaxis(grad, -1, 1)
+  inner_x = x
+  if quantizer is not inner:
+    project = variables["params"]["project_in"]
+    inner_x = jnp.matmul(x, project["kernel"]) + project["bias"][None, None]
   for name, quantized in (("train", train), ("eval", evaluated)):
     out[f"out/{name}_quantized"] = jnp.moveaxis(quantized.values, -1, 1)
     codes = inner.apply({"params": values}, quantized.ids, method="ids_to_codes")
-    out[f"out/{name}_indices"] = Ids(_truncated(codes, levels))
+    out[f"out/{name}_indices"] = Ids(_truncated(inner_x, codes, levels))
   return out | projection_grads(grads)
 
 
-def _truncated(codes, levels: tuple[int, ...]) -> np.ndarray:
-  """The reference's ids: from the values and not from their places, and cut off instead of
-  rounded, so that they are right only as long as the values are the first ones."""
-  half = np.array(levels) // 2
-  basis = np.cumprod([1, *levels[:-1]])
-  digits = np.asarray(codes) * (2 * half).astype(np.float32) + half.astype(np.float32)
-  return (digits * basis.astype(np.float32)).sum(-1).astype(np.int32)
+def _truncated(z, codes, levels: tuple[int, ...]) -> np.ndarray:
+  """The reference's ids: from the values, with the rounding errors of its straight-through
+  sum, and not from their places; and cut off instead of rounded. They are one too small
+  where an error is, and mean nothing once the values have learnt."""
+  z, codes = np.asarray(z), np.asarray(codes)
+  half = np.array(levels, np.float32) // 2
+  basis = np.cumprod([1, *levels[:-1]]).astype(np.float32)
+  digits = (z + (codes - z)) * 2 * half + half
+  return (digits * basis).sum(-1, dtype=np.float32).astype(np.int32)
 
 
 def random_projection(config: dict, tensors: Tensors) -> dict:

@@ -150,27 +150,22 @@ class Qinco(nn.Module):
     train: bool = False,
   ) -> Quantized:
     """Quantizes latents of any float dtype. Ids: int32[B, L, Q]. Stats: `counts`
-    int32[Q, K], and the losses by level, float32[Q], under their names."""
+    int32[Q, K]."""
     if z.shape[-1] != self.dim:
       raise ValueError(f"codes of {self.dim} features, latents of {z.shape[-1]}.")
     z = latents(z, mask)
     ids = self.codes_to_ids(z)
     sums = self.ids_to_partial_sums(ids)
-    by_level = {
-      "commitment": [(z - jax.lax.stop_gradient(total)) ** 2 for total in sums],
-      "codebook": [(jax.lax.stop_gradient(z) - total) ** 2 for total in sums],
+    fixed_sums, fixed = jax.lax.stop_gradient((sums, z))
+    by_level = {"commitment": z[None] - fixed_sums, "codebook": fixed[None] - sums}
+    losses = {
+      name: masked_mean(jnp.moveaxis(offset, 0, -1) ** 2, mask)
+      for name, offset in by_level.items()
     }
-    by_level = losses_in(
-      train,
-      {
-        name: jnp.stack([masked_mean(error, mask) for error in errors])
-        for name, errors in by_level.items()
-      },
-    )
-    losses = {name: jnp.mean(loss) for name, loss in by_level.items()}
     values, ids = hide(straight_through(z, sums[-1]), ids, mask)
     counts = [count_codes(ids[..., i], self.num_codes) for i in range(self.depth)]
-    return Quantized(values, ids, losses, {"counts": jnp.stack(counts)} | by_level)
+    stats = {"counts": jnp.stack(counts)}
+    return Quantized(values, ids, losses_in(train, losses), stats)
 
   def ids_to_codes(self, ids: Int[Array, "*N Q"]) -> Float[Array, "*N D"]:
     """The sums of the codes of ids in [0, K). An id of -1 adds 0, and the ids may be those

@@ -123,7 +123,7 @@ class RandomProjection(nn.Module):
 
   def _search(self, heads: Float[Array, "*N Q e"]) -> Int[Array, "*N"]:
     flat = jnp.moveaxis(heads.reshape(-1, *heads.shape[-2:]), 1, 0)
-    ids = search(flat, self.codes, metric="cosine")[..., 0].T
+    ids = jnp.asarray(search(flat, self.codes, metric="cosine"))[..., 0].T
     ids = ids.reshape(heads.shape[:-1])
     return ids if self.num_codebooks > 1 else ids[..., 0]
 

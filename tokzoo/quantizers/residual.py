@@ -199,7 +199,7 @@ class Residual(nn.Module):
     residual, total = z, jnp.zeros_like(z)
     outs, inputs = [], []
     for place, level in enumerate(self._stack()):
-      options = {} if chosen is None else {"ids": chosen[..., place]}
+      options: dict[str, Any] = {} if chosen is None else {"ids": chosen[..., place]}
       if self.depth is not None and hasattr(level, "observe"):
         options["observe"] = False
       out = level(residual, masks[place], train, **options)
@@ -279,9 +279,10 @@ class Residual(nn.Module):
       return [mask] * depth, jnp.ones(depth)
     kept = jnp.ones(z.shape[:2], bool) if mask is None else mask
     used = self.dropout(self.make_rng("quantizer"), z.shape[0], depth)
-    masks = [kept & (place < used)[:, None] for place in range(depth)]
-    counts = jnp.stack([jnp.sum(each) for each in masks])
-    return masks, counts / jnp.maximum(jnp.sum(kept), 1)
+    places = jnp.arange(depth)[:, None, None]
+    masks = kept[None] & (places < used[None, :, None])
+    shares = jnp.sum(masks, axis=(1, 2)) / jnp.maximum(jnp.sum(kept), 1)
+    return list(masks), shares
 
   def _search(self, z: Float[Array, "*N D"]) -> Int[Array, "*N Q"]:
     """The codes of a joint search over all levels."""
