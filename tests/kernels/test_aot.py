@@ -8,6 +8,7 @@ import pytest
 
 from tokzoo.errors import TokzooError
 from tokzoo.kernels import aot
+from tokzoo.kernels.bit_packing import gpu as packing_gpu
 from tokzoo.kernels.bit_packing import reference as packing
 from tokzoo.kernels.bit_packing import tpu as packing_tpu
 from tokzoo.kernels.bit_packing import xla as packing_xla
@@ -114,6 +115,29 @@ def test_packed_products_never_hold_all_bits(target):
   multiply = functools.partial(packing_xla.packed_matmul, kind="sign")
   report = aot.compile_for(multiply, (words, weights), target)
   assert report.temp_bytes < rows * n * 4 / 4
+
+
+@pytest.mark.parametrize(
+  ("target", "n", "d"),
+  with_marks(*(("h100", n, d) for n, d in ((128, 512), (256, 1024), (18, 100)))),
+)
+def test_the_gpu_kernel_of_packed_products_keeps_no_bits(target, n, d):
+  rows = 2**17
+  words = jax.ShapeDtypeStruct((rows, -(-n // 32)), jnp.uint32)
+  weights = jax.ShapeDtypeStruct((n, d), jnp.float32)
+  args = (words, weights)
+  kernel = functools.partial(packing_gpu.packed_matmul, kind="sign")
+  report = aot.compile_for(kernel, args, target)
+  plain = functools.partial(packing.packed_matmul, kind="sign")
+  whole = aot.compile_for(plain, args, target).temp_bytes
+  # Columns are filled up to 128, and the rest cut off again.
+  padding = rows * 128 * 4 if d % 128 else 0
+  print(
+    f"\n{target} product of {n} bits: temporary {report.temp_bytes / MIB:.2f} MiB, "
+    f"naive {whole / MIB:.1f} MiB"
+  )
+  assert whole >= rows * n * 4
+  assert report.temp_bytes - padding < 0.1 * whole
 
 
 def test_an_unknown_machine_is_named_with_those_there_are():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tokzoo.errors import TokzooError
 from tokzoo.kernels.bit_packing import (
-  dispatch,
+  gpu,
   hamming,
   ids_to_packed,
   pack,
@@ -169,6 +169,19 @@ def test_a_packed_product_and_its_gradient_never_hold_all_bits():
   assert memory.temp_size_in_bytes < rows * n * 4 / 4
 
 
+@pytest.mark.parametrize(
+  ("kind", "shape"), [("sign", (3, 70, 9)), ("float", (130, 33, 130))]
+)
+def test_the_gpu_kernel_multiplies_alike(kind, shape):
+  rows, n, d = shape
+  rng = np.random.default_rng(0)
+  packed = pack(jnp.asarray(drawn_bits((rows, n))))
+  weights = jnp.asarray(rng.standard_normal((n, d), np.float32))
+  product = gpu.packed_matmul(packed, weights, kind, interpret=True)
+  expected = np.asarray(unpack(packed, n, kind)).astype(np.float64) @ weights
+  np.testing.assert_allclose(np.asarray(product), expected, atol=1e-5)
+
+
 def test_hamming_counts_the_bits_that_differ():
   a, b = drawn_bits((4, 77), 1), drawn_bits((4, 77), 2)
   distance = hamming(pack(jnp.asarray(a)), pack(jnp.asarray(b)))
@@ -225,9 +238,29 @@ def test_bad_input_is_one_sentence(call, message):
 
 
 def test_a_machine_of_its_own_takes_the_kernel(monkeypatch):
+  calls = []
+  for module, op in ((tpu, "pack"), (gpu, "packed_matmul")):
+    plain = getattr(xla, op)
+    monkeypatch.setattr(
+      module, op, lambda *a, op=op, plain=plain, **b: calls.append(op) or plain(*a, **b)
+    )
+  latents = jnp.asarray(np.random.default_rng(0).standard_normal((2, 128)), jnp.float32)
+  expected = np.asarray(pack(latents))
+  for backend, count in (("tpu", 4), ("tpu", 1), ("gpu", 1)):
+    monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+    monkeypatch.setattr(jax, "device_count", lambda count=count: count)
+    # Every branch is traced, and the one of this machine runs.
+    packed = jax.jit(lambda x: pack(x))(latents)
+    np.testing.assert_array_equal(np.asarray(packed), expected)
+    jax.jit(lambda p: packed_matmul(p, jnp.ones((128, 2))))(packed)
+  assert calls == ["pack", "packed_matmul"]
+
+
+def test_what_no_kernel_is_made_for_goes_through_xla(monkeypatch):
   monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
   monkeypatch.setattr(jax, "device_count", lambda: 1)
-  monkeypatch.setattr(tpu, "pack", lambda x: "kernel")
-  assert dispatch.program("pack")(jnp.zeros((2, 128))) == "kernel"
-  monkeypatch.setattr(jax, "device_count", lambda: 4)
-  assert dispatch.program("pack") is xla.pack
+  bits = drawn_bits((2, 40))
+  packed = pack(jnp.asarray(bits))
+  np.testing.assert_array_equal(np.asarray(packed), packed_by_numpy(bits))
+  with pytest.raises(TokzooError, match="takes floats, not bool"):
+    pack(jnp.asarray(bits), implementation="tpu")

@@ -1,5 +1,33 @@
 """What a kernel says of a machine or a shape that it is not made for."""
 
+from typing import Any
+
+import jax
+
 
 class Unsupported(NotImplementedError):
   """This kernel cannot do it, another implementation can. One sentence with the reason."""
+
+
+def require_hopper(what: str) -> None:
+  """Refuses the GPU that is here; one that is only compiled for is taken as said.
+
+  Raises:
+    Unsupported: its compute capability is not 9.0, so it has no `wgmma`.
+  """
+  if jax.default_backend() != "gpu":
+    return
+  capability = str(jax.local_devices()[0].compute_capability)
+  if capability != "9.0":
+    raise Unsupported(
+      f"the {what} kernel needs a Hopper GPU (compute capability 9.0), this one has "
+      f"{capability}: use another implementation."
+    )
+
+
+def interpreter() -> Any:
+  """What to pass as `interpret` to run a Mosaic GPU kernel's program on the CPU."""
+  # jax has no public name for it yet.
+  from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
+
+  return InterpretGPUParams()

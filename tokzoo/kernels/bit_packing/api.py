@@ -60,7 +60,7 @@ def pack(
     raise TokzooError(
       f"bits are bool, integers or floats, not {x.dtype}: convert them."
     )
-  return dispatch.program("pack", implementation)(x)
+  return dispatch.run("pack", x, implementation=implementation)
 
 
 def unpack(
@@ -82,7 +82,7 @@ def unpack(
     TokzooError: the words are not uint32, or not ceil(n / 32), or the kind is unknown.
   """
   packed = _words(packed, n, kind)
-  return dispatch.program("unpack", implementation)(packed, n, kind)
+  return dispatch.run("unpack", packed, n=n, kind=kind, implementation=implementation)
 
 
 def packed_matmul(
@@ -163,7 +163,9 @@ def ids_to_packed(ids: Int[Array, "*N"], n: int) -> UInt32[Array, "*N 1"]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _multiply(packed, weights, kind, implementation):
-  return dispatch.program("packed_matmul", implementation)(packed, weights, kind)
+  return dispatch.run(
+    "packed_matmul", packed, weights, kind=kind, implementation=implementation
+  )
 
 
 def _multiply_forward(packed, weights, kind, implementation):

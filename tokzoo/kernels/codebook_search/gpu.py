@@ -26,7 +26,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, BFloat16, Float, Int
 
 from tokzoo.kernels.codebook_search import split
-from tokzoo.kernels.dispatch import Unsupported
+from tokzoo.kernels.dispatch import Unsupported, interpreter, require_hopper
 from tokzoo.kernels.padding import pad_to
 
 _WARPGROUPS = 2
@@ -88,7 +88,7 @@ def search(
       f"the Hopper kernel finds one code a row, not {top_k}: use another implementation."
     )
   if not interpret:
-    _require_hopper()
+    require_hopper("search")
   heads, n, d = x.shape
   tiles = Tiles.of(d)
   codes = _by_chunk(pad_to(codebook, 1, tiles.codes), tiles).swapaxes(1, 2)
@@ -153,28 +153,9 @@ def _call(x, codebook, bias, tiles: Tiles, interpret: bool):
     compiler_params=plgpu.CompilerParams(
       lowering_semantics=plgpu.LoweringSemantics.Warpgroup
     ),
-    interpret=_interpreter() if interpret else False,
+    interpret=interpreter() if interpret else False,
   )
   return kernel(x, codebook, bias)
-
-
-def _interpreter():
-  # jax has no public name for it yet.
-  from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
-
-  return InterpretGPUParams()
-
-
-def _require_hopper() -> None:
-  """Refuses the GPU that is here; one that is only compiled for is taken as said."""
-  if jax.default_backend() != "gpu":
-    return
-  capability = jax.local_devices()[0].compute_capability
-  if not str(capability).startswith("9."):
-    raise Unsupported(
-      "the search kernel needs a Hopper GPU (compute capability 9.0), this one has "
-      f"{capability}: use another implementation."
-    )
 
 
 def _kernel(
