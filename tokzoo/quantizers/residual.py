@@ -120,14 +120,16 @@ class Residual(nn.Module):
 
   levels:      the quantizers, coarsest first, all of the same `dim`
   depth:       for a shared codebook: how often the one level is used; None: once each.
-               Its moving averages then take one step a level, once all have searched
+               Its update rule then takes one step a level, once all have searched, and
+               resets dead codes to what that level quantized
+               (projections belong around the whole, `Projected(Residual(...), dim)`)
   gradient:    the published behaviour, see above
   dropout:     of levels in training; needs the rng stream `quantizer`
   beam:        how to search jointly; None: greedily
   soft_clamp:  v of each dimension: z <- v tanh(z / v) first; None: not
 
-  Ids are int32[B, L, Q]. Losses are means over the levels, where a level that a share of the
-  positions does not use counts for the rest of them. Stats: those of the levels, stacked to
+  Ids are int32[B, L, Q]. Losses are means over the levels; where a position does not use a
+  level, its loss there is 0. Stats: those of the levels, stacked to
   [Q, ...] (and filled up with zeros to the largest codebook), and the losses by level,
   float32[Q], under their names.
   """
