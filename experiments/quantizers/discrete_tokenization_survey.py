@@ -277,9 +277,9 @@ def _decoded(train: Array, test: Array, seed: int) -> tuple[Array, ...]:
   ]
   codes, counts = (jnp.stack(parts) for parts in zip(*means, strict=True))
   state = {"codes": codes, "counts": counts, "sums": codes * counts[..., None]}
-  plain = product.apply({"codebook": {"quantizer": state}}, test[None])
+  plain: Any = product.apply({"codebook": {"quantizer": state}}, test[None])
   fitted = fit_opq(train, key, groups=_BOOKS, num_codes=_BOOK_CODES)
-  rotated = Rotated(product).apply(fitted.variables(), test[None])
+  rotated: Any = Rotated(product).apply(fitted.variables(), test[None])
   books = fit_residual(train, key, num_codebooks=_BOOKS, num_codes=_BOOK_CODES)
   sums = fit_additive(
     train,
@@ -307,11 +307,11 @@ def by_depth(seed: int) -> dict[str, float]:
   quantizer = Residual(tuple(level.clone() for _ in range(4)), gradient="mimi")
   model, variables = fit(quantizer, _COMMIT, seed)
   test = jnp.asarray(patches("test"))
-  ids = model.apply(variables, test)[1].ids
+  quantized: Any = model.apply(variables, test)[1]
   found = {}
   for depth in range(1, 5):
-    kept = jnp.where(jnp.arange(4) < depth, ids, -1)
-    decoded = model.apply(variables, kept, method="decode_ids")
+    kept = jnp.where(jnp.arange(4) < depth, quantized.ids, -1)
+    decoded: Any = model.apply(variables, kept, method="decode_ids")
     found[f"PSNR (dB): {depth} of 4 codebooks"] = psnr(decoded, test)
   return found
 

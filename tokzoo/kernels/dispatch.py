@@ -1,12 +1,28 @@
-"""What a kernel says of a machine or a shape that it is not made for."""
+"""Whether a kernel may run here, and what it says of a machine it is not made for."""
 
 from typing import Any
 
 import jax
+from jax.sharding import AxisType
 
 
 class Unsupported(NotImplementedError):
   """This kernel cannot do it, another implementation can. One sentence with the reason."""
+
+
+def is_alone() -> bool:
+  """Whether this computation is sure to be one device's: nothing is left to divide.
+
+  A kernel is one program for one device, which no compiler divides; jax refuses one that
+  would have to be.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.axis_names:
+    return all(
+      kind == AxisType.Manual or mesh.shape[axis] == 1
+      for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+    )
+  return jax.device_count() == 1
 
 
 def require_hopper(what: str) -> None:

@@ -14,6 +14,11 @@ from typing import Any
 import jax
 
 
+_REST = 0.25
+"""Seconds between runs: OpenMP's threads (faiss, torch) keep a core busy for 0.2 s after their
+work is done, at the cost of whoever comes next."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
   """One implementation against one peer.
@@ -66,6 +71,7 @@ def race(
   times: dict[str, list[float]] = {name: [] for name in runs}
   for turn in range(turns + 1):
     for name, run in runs.items():
+      time.sleep(_REST)
       begin = time.perf_counter()
       run()
       if turn:

@@ -17,9 +17,17 @@ from tokzoo.quantizers.lfq import LookupFree
 from tokzoo.quantizers.opq import Rotated
 from tokzoo.quantizers.product import Product
 from tokzoo.quantizers.projected import Projected
+from tokzoo.quantizers.qinco import Qinco
 from tokzoo.quantizers.random_projection import RandomProjection
 from tokzoo.quantizers.regularizers import Diversity, Entropy, Orthogonal
-from tokzoo.quantizers.residual import Beam, ItemDropout, LevelDropout, Residual
+from tokzoo.quantizers.residual import (
+  Beam,
+  ItemDropout,
+  LevelDropout,
+  Residual,
+  residual_fsq,
+  residual_lfq,
+)
 from tokzoo.quantizers.simvq import SimVQ
 from tokzoo.quantizers.updates import (
   Ema,
@@ -57,6 +65,7 @@ __all__ = [
   "PeriodicReset",
   "Product",
   "Projected",
+  "Qinco",
   "RandomProjection",
   "ResetBelow",
   "Residual",
@@ -65,4 +74,6 @@ __all__ = [
   "SoftAssignment",
   "SyncUpdate",
   "VectorQuantizer",
+  "residual_fsq",
+  "residual_lfq",
 ]

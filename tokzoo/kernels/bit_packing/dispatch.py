@@ -17,11 +17,10 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
-from jax.sharding import AxisType
 from jaxtyping import Array
 
 from tokzoo.errors import TokzooError, unknown
-from tokzoo.kernels.dispatch import Unsupported
+from tokzoo.kernels.dispatch import Unsupported, is_alone
 
 Implementation = Literal["reference", "xla", "tpu", "gpu"]
 IMPLEMENTATIONS: tuple[Implementation, ...] = ("reference", "xla", "tpu", "gpu")
@@ -41,7 +40,7 @@ def run(
     return _just(op, implementation)(*arrays, **static)
   by_xla = functools.partial(_load(op, "xla"), **static)
   backend = jax.default_backend()
-  if (op, backend) not in _KERNELS or not _is_alone():
+  if (op, backend) not in _KERNELS or not is_alone():
     return by_xla(*arrays)
   by_kernel = functools.partial(_load(op, backend), **static)
   programs = {_PLATFORMS[backend]: by_kernel}
@@ -72,11 +71,3 @@ def _just(op: str, implementation: Implementation) -> Callable[..., Array]:
 def _load(op: str, implementation: str) -> Callable[..., Array]:
   # Pallas is slow to import, so only when it is used.
   return getattr(importlib.import_module(f"{__package__}.{implementation}"), op)
-
-
-def _is_alone() -> bool:
-  """Whether this computation is sure to be one device's: nothing is left to divide."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.axis_names:
-    return all(kind == AxisType.Manual for kind in mesh.axis_types)
-  return jax.device_count() == 1

@@ -16,7 +16,7 @@ blocks that fit the cache on CPU. Under a mesh (`sharded.on_mesh`) each device s
 own rows, and, where the codebook is split, its own codes.
 """
 
-from typing import Literal
+from typing import Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,32 @@ Metric = Literal["euclidean", "cosine", "dot"]
 METRICS: tuple[Metric, ...] = ("euclidean", "cosine", "dot")
 # Below this a vector has no direction.
 _TINY_NORM = 1e-6
+
+
+@overload
+def search(
+  x: Float[Array, "*H N D"],
+  codebook: Float[Array, "*H K D"],
+  *,
+  metric: Metric = ...,
+  mask: Bool[Array, "*H N"] | None = ...,
+  top_k: int = ...,
+  with_distances: Literal[False] = ...,
+  implementation: dispatch.Implementation | None = ...,
+) -> Int[Array, "*H N T"]: ...
+
+
+@overload
+def search(
+  x: Float[Array, "*H N D"],
+  codebook: Float[Array, "*H K D"],
+  *,
+  metric: Metric = ...,
+  mask: Bool[Array, "*H N"] | None = ...,
+  top_k: int = ...,
+  with_distances: Literal[True],
+  implementation: dispatch.Implementation | None = ...,
+) -> tuple[Int[Array, "*H N T"], Float[Array, "*H N T"]]: ...
 
 
 def search(
@@ -80,7 +106,10 @@ def search(
     top_k,
     implementation,
   )
-  is_found = is_row[..., None] & (scores > -jnp.inf)
+  # As many as there are codes to choose from. (The scores would say it too, but where
+  # nobody asks for distances they need not be kept.)
+  is_found = jnp.arange(top_k)[None] < jnp.sum(is_code, axis=-1, keepdims=True)
+  is_found = is_row[..., None] & is_found[:, None, :]
   ids = jnp.where(is_found, ids, -1).reshape(*lead, -1, top_k)
   if not with_distances:
     return ids
@@ -119,7 +148,6 @@ def assign(
     TokzooError: see `search`.
   """
   ids = search(x, codebook, metric=metric, mask=mask, implementation=implementation)
-  assert isinstance(ids, jax.Array)
   rows = jax.lax.stop_gradient(x).astype(jnp.float32)
   return ids[:, 0], *count_and_sum(rows, ids[:, 0], codebook.shape[0])
 

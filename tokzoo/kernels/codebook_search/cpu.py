@@ -4,9 +4,9 @@ The matrix product is the work; what a plain program loses is the trip of the sc
 memory and an arg-max that runs one number at a time. Here a block of scores is [codes, rows],
 about 4 MiB, and its maximum is found in two steps:
 
-  1. the maximum of each chunk of 128 codes, along the outer axis, so that a vector
+  1. the maximum of each chunk of about sqrt(K) codes, along the outer axis, so that a vector
      instruction works on neighbouring rows;
-  2. the arg-max of the 64 chunk maxima, and then of the 128 scores of the winning chunk.
+  2. the arg-max of the chunk maxima, and then of the scores of the winning chunk.
 
 A codebook longer than a block is walked through block by block with a running best.
 
@@ -16,18 +16,18 @@ rows, each row with its running best in a register.
 """
 
 import functools
-from collections.abc import Callable
+import math
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-# Codes of a chunk and of a block: 128 gave the fastest maximum, and a block of 8,192 codes
-# by 128 rows is 4 MiB of scores.
-_CHUNK = 128
+# 8,192 codes by 128 rows are 4 MiB of scores.
 _BLOCK = 8192
 _SCORES = 2**20
-_MOST_ROWS = 2048
+_MOST_ROWS = 512
+# Up to so many codes a row are found one after the other, in vectors over rows.
+_FEW = 16
 # The widest codes that are searched without a matrix, how many at a time, and the rows that
 # make it worth a loop of K / 8 steps.
 _NARROW, _AT_A_TIME, _FEWEST_ROWS, _NARROW_ROWS = 8, 8, 1024, 2**16
@@ -54,31 +54,40 @@ def _search(
   top_k: int,
 ) -> tuple[Int[Array, "N T"], Float[Array, "N T"]]:
   (n, d), k = x.shape, codebook.shape[0]
-  chunk = min(_CHUNK, k)
+  chunk = min(2 ** max(4, math.isqrt(k).bit_length() - 1), 128, k)
   # As many blocks as are needed, and all of about the same size: 10,000 codes are two
   # blocks of 5,120 and not of 8,192.
   blocks = -(-k // _BLOCK)
   block = -(-k // (blocks * chunk)) * chunk
-  rows = min(n, max(_CHUNK, min(_MOST_ROWS, _SCORES // block)))
-  padding = -k % block
+  padding = blocks * block - k
   codes = jnp.pad(codebook, ((0, padding), (0, 0))).reshape(-1, block, d)
   biases = jnp.pad(bias, (0, padding), constant_values=jnp.inf).reshape(-1, block)
-  firsts = jnp.arange(0, k + padding, block, dtype=jnp.int32)
+  x_blocks = _in_blocks(x, max(128, min(_MOST_ROWS, _SCORES // block)))
 
-  def of_rows(x_block):
-    def of_codes(best, codes_of_block):
-      some_codes, some_biases, first = codes_of_block
-      scores = jnp.matmul(some_codes, x_block.T, precision=jax.lax.Precision.HIGHEST)
-      new = _best(scores - some_biases[:, None], chunk, top_k)
-      return _merge(best, (new[0] + first, new[1]), top_k), None
+  def of_rows(x_block, some_codes, some_biases):
+    scores = jnp.matmul(some_codes, x_block.T, precision=jax.lax.Precision.HIGHEST)
+    return _best(scores - some_biases[:, None], chunk, top_k)
 
-    best = (
-      jnp.zeros((rows, top_k), jnp.int32),
-      jnp.full((rows, top_k), -jnp.inf),
-    )
-    return jax.lax.scan(of_codes, best, (codes, biases, firsts))[0]
+  def of_codes(best, codes_of_block):
+    some_codes, some_biases, first = codes_of_block
 
-  return _by_rows(of_rows, x, rows, top_k)
+    def improve(block_of):
+      x_block, *old = block_of
+      ids, values = of_rows(x_block, some_codes, some_biases)
+      return _merge(tuple(old), (ids + first, values), top_k)
+
+    return jax.lax.map(improve, (x_blocks, *best)), None
+
+  if blocks == 1:
+    best = jax.lax.map(lambda rows: of_rows(rows, codes[0], biases[0]), x_blocks)
+  else:
+    # Blocks of codes outside: each is read once and stays in the cache for all rows.
+    shape = (*x_blocks.shape[:2], top_k)
+    best = jnp.zeros(shape, jnp.int32), jnp.full(shape, -jnp.inf)
+    firsts = block * jnp.arange(blocks, dtype=jnp.int32)
+    best, _ = jax.lax.scan(of_codes, best, (codes, biases, firsts))
+  ids, values = (part.reshape(-1, top_k)[:n] for part in best)
+  return ids, values
 
 
 def _search_narrow(
@@ -88,7 +97,7 @@ def _search_narrow(
   padding = -codebook.shape[0] % _AT_A_TIME
   codes = jnp.pad(codebook, ((0, padding), (0, 0)))
   biases = jnp.pad(bias, (0, padding), constant_values=jnp.inf)
-  rows = min(x.shape[0], _NARROW_ROWS)
+  x_blocks = _in_blocks(x, _NARROW_ROWS)
 
   def of_rows(x_block):
     # Features apart, rows side by side: the axis that vector instructions run along.
@@ -108,34 +117,19 @@ def _search_narrow(
         ids = jnp.where(is_better, first + code, ids)
       return ids, scores
 
+    rows = x_block.shape[0]
     best = jnp.zeros(rows, jnp.int32), jnp.full(rows, -jnp.inf)
-    ids, scores = jax.lax.fori_loop(0, codes.shape[0] // _AT_A_TIME, of_codes, best)
-    return ids[:, None], scores[:, None]
+    return jax.lax.fori_loop(0, codes.shape[0] // _AT_A_TIME, of_codes, best)
 
-  return _by_rows(of_rows, x, rows, 1)
+  ids, scores = jax.lax.map(of_rows, x_blocks)
+  return ids.reshape(-1, 1)[: x.shape[0]], scores.reshape(-1, 1)[: x.shape[0]]
 
 
-def _by_rows(
-  search_rows: Callable[[Array], tuple[Array, Array]],
-  x: Float[Array, "N D"],
-  rows: int,
-  top_k: int,
-) -> tuple[Int[Array, "N T"], Float[Array, "N T"]]:
-  """Searches `rows` rows after the other."""
-  n = x.shape[0]
-
-  def visit(i, found):
-    # The last block overlaps its neighbour instead of being padded.
-    start = jnp.minimum(i * rows, n - rows)
-    best = search_rows(jax.lax.dynamic_slice_in_dim(x, start, rows))
-    return jax.tree.map(
-      lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, start, 0),
-      found,
-      best,
-    )
-
-  found = (jnp.zeros((n, top_k), jnp.int32), jnp.full((n, top_k), -jnp.inf))
-  return jax.lax.fori_loop(0, -(-n // rows), visit, found)
+def _in_blocks(x: Float[Array, "N D"], most: int) -> Float[Array, "B n D"]:
+  """Rows in blocks of equal size, at most `most`, with zeros at the end."""
+  blocks = -(-x.shape[0] // most)
+  padding = -x.shape[0] % blocks
+  return jnp.pad(x, ((0, padding), (0, 0))).reshape(blocks, -1, x.shape[1])
 
 
 def _best(
@@ -147,24 +141,43 @@ def _best(
   of_chunk = jnp.max(chunked, axis=1)
   if top_k == 1:
     winner = jnp.argmax(of_chunk, axis=0).astype(jnp.int32)
-    inside = jnp.take_along_axis(chunked, winner[None, None, :], axis=0)[0]
+    inside = _take(chunked, winner[None, None, :])[0]
     place = jnp.argmax(inside, axis=0).astype(jnp.int32)
-    return (winner * chunk + place)[:, None], jnp.max(of_chunk, axis=0)[:, None]
+    return (winner * chunk + place)[:, None], jnp.max(inside, axis=0)[:, None]
   # The top k entries lie in the top k chunks; in ascending order, so that the lowest id
   # still comes first.
   few = min(top_k, block // chunk)
-  _, winners = jax.lax.top_k(of_chunk.T, few)
-  winners = jnp.sort(winners, axis=1).astype(jnp.int32)
-  inside = jnp.take_along_axis(chunked, winners.T[:, None, :], axis=0)
-  inside = inside.reshape(few * chunk, rows).T
+  winners = jnp.sort(_largest(of_chunk, few)[0], axis=0)
+  inside = _take(chunked, winners[:, None, :])
   count = min(top_k, few * chunk)
-  values, places = jax.lax.top_k(inside, count)
-  ids = jnp.take_along_axis(winners, places // chunk, axis=1) * chunk + places % chunk
+  places, values = _largest(inside.reshape(few * chunk, rows), count)
+  ids = _take(winners, places // chunk) * chunk + places % chunk
   missing = ((0, 0), (0, top_k - count))
   return (
-    jnp.pad(ids.astype(jnp.int32), missing),
-    jnp.pad(values, missing, constant_values=-jnp.inf),
+    jnp.pad(ids.T, missing),
+    jnp.pad(values.T, missing, constant_values=-jnp.inf),
   )
+
+
+def _take(values: Array, places: Int[Array, "..."]) -> Array:
+  """`take_along_axis` of the first axis, without a check of places that are known."""
+  return jnp.take_along_axis(values, places, axis=0, mode="promise_in_bounds")
+
+
+def _largest(
+  values: Float[Array, "K N"], count: int
+) -> tuple[Int[Array, "T N"], Float[Array, "T N"]]:
+  """Places and values of the largest entries of each column, the first one first at ties."""
+  if count > _FEW:
+    found, places = jax.lax.top_k(values.T, count)
+    return places.T.astype(jnp.int32), found.T
+  place = jax.lax.broadcasted_iota(jnp.int32, values.shape, 0)
+  places, found = [], []
+  for _ in range(count):
+    found.append(jnp.max(values, axis=0))
+    places.append(jnp.argmax(values, axis=0).astype(jnp.int32))
+    values = jnp.where(place == places[-1][None], -jnp.inf, values)
+  return jnp.stack(places), jnp.stack(found)
 
 
 def _merge(
@@ -175,5 +188,5 @@ def _merge(
     is_better = new[1] > best[1]
     return jnp.where(is_better, new[0], best[0]), jnp.where(is_better, new[1], best[1])
   ids, values = (jnp.concatenate(pair, axis=1) for pair in zip(best, new, strict=True))
-  values, places = jax.lax.top_k(values, top_k)
-  return jnp.take_along_axis(ids, places, axis=1), values
+  places, values = _largest(values.T, top_k)
+  return jnp.take_along_axis(ids, places.T, axis=1), values.T

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from tokzoo.errors import TokzooError, unknown
 from tokzoo.kernels.codebook_search import sharded
-from tokzoo.kernels.dispatch import Unsupported
+from tokzoo.kernels.dispatch import Unsupported, is_alone
 
 Implementation = Literal["reference", "xla", "tpu", "gpu"]
 IMPLEMENTATIONS: dict[Implementation, str] = {
@@ -88,6 +88,9 @@ def _for_machine(
     platforms.add(device.platform)
   # Where nothing else is in sight, the other kernels need not even be traced.
   programs = {}
+  if not is_alone():
+    # Several devices and no mesh to split over (`sharded`): XLA divides its own program.
+    platforms = set()
   if "tpu" in platforms:
     programs["tpu"] = _or_xla("tpu", top_k)
   if platforms & {"gpu", "cuda"}:
