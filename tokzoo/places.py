@@ -9,7 +9,7 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def bundled(name: str) -> Path:
-  """The folder `experiments` or `checkpoints`: at the top of a checkout, inside a wheel.
+  """The folder `experiments`, `checkpoints` or `tpu`: at the top of a checkout, or in a wheel.
 
   Raises:
     TokzooError: the installation lacks the folder.

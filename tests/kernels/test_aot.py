@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from tokzoo import machines
 from tokzoo.errors import TokzooError
 from tokzoo.kernels import aot
 from tokzoo.kernels.bit_packing import gpu as packing_gpu
@@ -14,6 +15,7 @@ from tokzoo.kernels.bit_packing import tpu as packing_tpu
 from tokzoo.kernels.bit_packing import xla as packing_xla
 from tokzoo.kernels.codebook_search import gpu, tpu
 from tokzoo.kernels.codebook_search.arg_specs import ARG_SPECS, ArgSpec
+from tokzoo.machines import topologies
 
 TARGETS = {"v5e": tpu.search, "v6e": tpu.search, "h100": gpu.search}
 MIB = 2**20
@@ -21,8 +23,8 @@ MIB = 2**20
 needs_compilers = [
   pytest.mark.aot,
   pytest.mark.skipif(
-    not all(aot.is_installed(target) for target in TARGETS),
-    reason='the compilers are not installed: pip install "tokzoo[aot]"',
+    not all(machines.is_installed(target) for target in TARGETS),
+    reason='the compilers are not installed: pip install "tokzoo[plan]"',
   ),
 ]
 
@@ -142,16 +144,16 @@ def test_the_gpu_kernel_of_packed_products_keeps_no_bits(target, n, d):
 
 def test_an_unknown_machine_is_named_with_those_there_are():
   with pytest.raises(TokzooError, match=r"unknown chip 'v7'.*v6e"):
-    aot.devices("v7")
+    topologies.devices("v7")
 
 
 @pytest.mark.parametrize(("target",), with_marks(("v5e:3x7",), ("h100:8",)))
 def test_a_topology_that_there_is_not(target):
   with pytest.raises(TokzooError, match="no topology"):
-    aot.devices(target)
+    topologies.devices(target)
 
 
 def test_a_missing_compiler_names_the_extra(monkeypatch):
-  monkeypatch.setattr(aot, "is_installed", lambda target: False)
-  with pytest.raises(TokzooError, match=r"tokzoo\[aot\]"):
-    aot.devices("v4")
+  monkeypatch.setattr(topologies, "is_installed", lambda name: False)
+  with pytest.raises(TokzooError, match=r"tokzoo\[plan\]"):
+    topologies.devices("v4")

@@ -16,6 +16,9 @@ from tokzoo.nn.layers import attend, merge_heads, split_heads
 from tokzoo.tokens import Tokens
 from tokzoo.weights import LINEAR, Rule, linear_rules
 
+_PROMPT = 128
+"""Tokens of the longest prompt, as published."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -50,6 +53,15 @@ class Config:
       return tokens, jnp.zeros(1, jnp.int32), key
     features = jnp.zeros((self.layers, 1, 1, self.condition_width))
     return tokens, TextFeatures(features, jnp.ones((1, 1), bool)), key
+
+  def example_batch(self) -> Batch:
+    """One row of training data as the trainer gets it, zeros: tokens and their condition, a
+    text of the longest length that was published (128)."""
+    batch = {"packed": jnp.zeros((1, self.num_tokens, -(-self.bits // 32)), jnp.uint32)}
+    if self.num_classes is not None:
+      return {**batch, "label": jnp.zeros(1, jnp.int32)}
+    features = jnp.zeros((1, self.layers, _PROMPT, self.condition_width))
+    return {**batch, "features": features, "text_mask": jnp.ones((1, _PROMPT), bool)}
 
   def condition(self, batch: Batch) -> "Condition":
     """The condition in a batch: `label`, or `features` [B, layers, T, C] and `text_mask`.

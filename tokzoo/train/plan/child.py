@@ -1,0 +1,114 @@
+"""The process that compiles: its backend is pinned to the CPU before jax is imported.
+
+  python -m tokzoo.train.plan.child REQUESTS ANSWERS
+
+REQUESTS is a JSON file: the topology, the modules that recipes name beside tokzoo's, and a
+list of programs. ANSWERS gets one line of JSON for each, as soon as it is there: what the
+compiler says (`Facts`), or one sentence why there is nothing.
+"""
+
+import importlib.util
+import json
+import re
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from tokzoo.errors import TokzooError
+from tokzoo.machines import parse
+from tokzoo.machines.costs import count
+from tokzoo.machines.topologies import devices
+from tokzoo.train.mesh import make_mesh
+from tokzoo.train.plan.programs import lower
+from tokzoo.train.serial import from_json
+
+
+def main(requests: str, answers: str) -> None:
+  """Compiles everything that was asked for."""
+  asked = json.loads(Path(requests).read_text())
+  for name, path in asked["modules"].items():
+    _load(name, path)
+  with open(answers, "a") as file:
+    for program in asked["programs"]:
+      try:
+        told = {"facts": _compile(asked["topology"], **program)}
+      except TokzooError as error:
+        told = {"error": str(error)}
+      file.write(json.dumps(told) + "\n")
+      file.flush()
+
+
+def _compile(topology_name: str, recipe: Any, what: Any) -> dict[str, Any]:
+  topology = parse(topology_name)
+  read = from_json(recipe)
+  mesh = make_mesh(read.mesh, devices(topology_name))
+  program = lower(read, what, mesh)
+  facts: dict[str, Any] = {
+    "mesh": dict(mesh.shape),
+    "num_params": program.num_params,
+    "batch_bytes": program.batch_bytes,
+  }
+  start = time.perf_counter()
+  try:
+    with warnings.catch_warnings():
+      # A cache on disk keeps such programs, but nobody can load them without the machine.
+      warnings.filterwarnings("ignore", "Error .* persistent compilation cache")
+      compiled = program.lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    needed = _needed_bytes(str(error))
+    if needed is None:
+      first = str(error).splitlines()[0]
+      raise TokzooError(
+        f"the compiler of {topology_name} refuses the program: {first[:300]}"
+      ) from error
+    return {**facts, "too_large": needed, "compile_seconds": _since(start)}
+  memory = compiled.memory_analysis()
+  assert memory is not None
+  facts["compile_seconds"] = _since(start)
+  facts["memory"] = {
+    "arguments": memory.argument_size_in_bytes,
+    "outputs": memory.output_size_in_bytes,
+    "aliased": memory.alias_size_in_bytes,
+    "temporaries": memory.temp_size_in_bytes,
+    "code": memory.generated_code_size_in_bytes,
+  }
+  text = compiled.as_text()
+  costs = count(text, topology.islands(list(mesh.devices.flat)))
+  analysis = compiled.cost_analysis() or {}
+  seconds = analysis.get("optimal_seconds", 0.0)
+  facts["compiler_seconds"] = seconds if seconds > 0 and " while(" not in text else None
+  facts["flops"] = costs.flops
+  facts["hbm_bytes"] = costs.hbm_bytes
+  facts["collectives"] = [vars(one) for one in costs.collectives]
+  facts["unknown_loops"] = costs.unknown_loops
+  facts["unknown_kernels"] = list(costs.unknown_kernels)
+  return facts
+
+
+def _needed_bytes(message: str) -> float | None:
+  """What a TPU's compiler says that a program takes which does not fit, or None."""
+  found = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message)
+  if "RESOURCE_EXHAUSTED" not in message or found is None:
+    return None
+  return float(found[1]) * 1024 ** (1 + "KMGT".index(found[2]))
+
+
+def _since(start: float) -> float:
+  return time.perf_counter() - start
+
+
+def _load(name: str, path: str) -> None:
+  """An experiment's module, under the name that the recipe's classes bear."""
+  spec = importlib.util.spec_from_file_location(name, path)
+  assert spec is not None and spec.loader is not None
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[name] = module
+  spec.loader.exec_module(module)
+
+
+if __name__ == "__main__":
+  main(*sys.argv[1:])

@@ -1,0 +1,149 @@
+"""The programs that a recipe runs, lowered for a mesh without a single array.
+
+`train` is the very step of the trainer; `encode`, `decode` and `sample` are the model's own
+methods under the recipe's shardings.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+
+import tokzoo.data
+from tokzoo.errors import TokzooError, unknown
+from tokzoo.train.mesh import ambient, batch_sharding, check_batch, host_arrays
+from tokzoo.train.recipe import Recipe
+from tokzoo.train.state import Layout, lay_out
+from tokzoo.train.step import make_step
+
+What = Literal["train", "encode", "decode", "sample"]
+
+Shapes = Mapping[str, jax.ShapeDtypeStruct]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A program that is ready to compile.
+
+  lowered:      of `jax.jit`
+  batch_bytes:  of what hosts put on the devices for one run
+  num_params:   of the model; the discriminator's count in training
+  """
+
+  lowered: Any
+  batch_bytes: int
+  num_params: int
+
+
+def lower(recipe: Recipe, what: What, mesh: Mesh) -> Program:
+  """Traces a program of a recipe on a mesh, whose devices need not be there.
+
+  Raises:
+    TokzooError: the recipe does not fit the mesh, or its model has no such method.
+  """
+  if what not in get_args(What):
+    raise unknown("program", what, get_args(What))
+  check_batch(mesh, recipe.batch_size, recipe.accumulate if what == "train" else 1)
+  batch = batch_shapes(recipe)
+  layout = lay_out(recipe, batch, mesh)
+  if what == "train":
+    placed = _on_batch_axis(batch, mesh)
+    lowered = make_step(recipe, layout).lower(layout.shapes, placed)
+    params = layout.shapes.params
+  else:
+    lowered, placed, params = _inference(recipe, what, layout, batch)
+  return Program(lowered, _bytes(placed), sum(p.size for p in jax.tree.leaves(params)))
+
+
+def batch_shapes(recipe: Recipe) -> Shapes:
+  """Arrays of a global batch, as the trainer would get them, without reading the data where
+  the recipe says enough: pictures of `data.size`, or `example_batch` of the model's config.
+
+  Raises:
+    TokzooError: it does not, and the data is not here to be looked at.
+  """
+  rows = recipe.batch_size
+  example = getattr(getattr(recipe.task, "model", None), "example_batch", None)
+  if example is not None:
+    found = jax.eval_shape(example)
+  elif recipe.data.size is not None and not recipe.data.source.startswith("tokens:"):
+    side = recipe.data.size
+    image = jax.ShapeDtypeStruct((1, side, side, recipe.data.channels), jnp.float32)
+    found = {"image": image}
+  else:
+    loader = tokzoo.data.loader(recipe.data, rows, recipe.seed, slice(0, rows))
+    try:
+      found = host_arrays(next(loader))
+    finally:
+      loader.close()
+  return {
+    name: jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype)
+    for name, array in found.items()
+  }
+
+
+def _inference(recipe: Recipe, what: What, layout: Layout, batch: Shapes):
+  """A method of the model on a batch, with the weights that the trainer would keep."""
+  config = getattr(recipe.task, "model", None)
+  module = None if config is None else config.build()
+  if config is None or module is None or not hasattr(module, what):
+    raise TokzooError(
+      f"the recipe {recipe.name} of {recipe.system} has nothing to {what} with: plan one whose "
+      "model does, or --what train."
+    )
+  mesh = layout.mesh
+  variables = layout.shapes.variables()
+  params = {k: v for k, v in variables["params"].items() if k != "discriminator"}
+  variables = {**variables, "params": params}
+
+  def encode(variables: PyTree, image: PyTree) -> PyTree:
+    return module.apply(variables, image, method="encode")
+
+  def decode(variables: PyTree, tokens: PyTree) -> PyTree:
+    return module.apply(variables, tokens, method="decode")
+
+  def sample(variables: PyTree, key: PyTree, condition: PyTree) -> PyTree:
+    # A class has its own unconditional row; of anything else one is given.
+    is_class = isinstance(condition, jax.Array)
+    given = {} if is_class else {"null": condition}
+    return module.apply(
+      variables, key, condition, **given, **recipe.sampling, method="sample"
+    )
+
+  if what == "sample":
+    condition = _on_batch_axis(jax.eval_shape(config.condition, dict(batch)), mesh)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    function, arguments = sample, (variables, key, condition)
+  else:
+    image = _tiles(recipe, batch["image"])
+    inputs = image if what == "encode" else jax.eval_shape(encode, variables, image)
+    function = encode if what == "encode" else decode
+    arguments = (variables, _on_batch_axis(inputs, mesh))
+  lowered = jax.jit(ambient(mesh, function)).lower(*arguments)
+  return lowered, arguments[-1], params
+
+
+def _tiles(recipe: Recipe, image: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+  """A batch of pictures as the tokenizer takes them."""
+  if not getattr(recipe.task, "tile", False):
+    return image
+  rows, height, width, channels = image.shape
+  side = recipe.task.model.image_size
+  number = rows * (height // side) * (width // side)
+  return jax.ShapeDtypeStruct((number, side, side, channels), image.dtype)
+
+
+def _on_batch_axis(tree: PyTree, mesh: Mesh) -> PyTree:
+  """Shapes split over the mesh by their axis of examples, the first one."""
+  sharding = batch_sharding(mesh)
+  return jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+  )
+
+
+def _bytes(tree: PyTree) -> int:
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
