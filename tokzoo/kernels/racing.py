@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 
-
 _REST = 0.25
 """Seconds between runs: OpenMP's threads (faiss, torch) keep a core busy for 0.2 s after their
 work is done, at the cost of whoever comes next."""
