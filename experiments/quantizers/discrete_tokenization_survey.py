@@ -253,7 +253,8 @@ def on_gaussians(seed: int) -> dict[str, float]:
 
 
 def on_patches(seed: int) -> dict[str, float]:
-  return equal_bits(jnp.asarray(patches("train")), jnp.asarray(patches("test")), seed)
+  train, test = (jnp.asarray(patches(split)) for split in ("train", "test"))
+  return equal_bits(train.reshape(-1, 16), test.reshape(-1, 16), seed)
 
 
 def equal_bits(train: Array, test: Array, seed: int) -> dict[str, float]:
