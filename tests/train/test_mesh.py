@@ -1,12 +1,16 @@
 """The mesh, path rules, and what is refused."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from tokzoo import machines
 from tokzoo.errors import TokzooError
+from tokzoo.machines import topologies
 from tokzoo.train import MeshShape, make_mesh, shardings
 from tokzoo.train.mesh import check_batch, host_arrays, put_batch
 
@@ -92,3 +96,34 @@ def test_a_batch_is_split_over_data_and_fsdp_but_not_model():
 def test_only_numbers_leave_the_host():
   batch = {"image": np.zeros(2, np.uint8), "valid": np.ones(2, bool), "key": ["a", "b"]}
   assert set(host_arrays(batch)) == {"image", "valid"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """As much of a TPU's device as laying out needs."""
+
+  id: int
+  slice_index: int
+  platform: str = "tpu"
+  device_kind: str = "unknown"
+  process_index: int = 0
+
+
+def test_only_the_data_axis_crosses_slices():
+  # Out of order, as they may come.
+  chips = [Chip(id, slice_index=id % 2) for id in range(16)]
+  mesh = make_mesh(MeshShape(4, 2, 2), chips)
+  assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "model": 2}
+  found = [{chip.slice_index for chip in row.flat} for row in mesh.devices]
+  assert found == [{0}, {0}, {1}, {1}]
+  with pytest.raises(TokzooError, match="data of 1 cannot be spread over 2 TPU slices"):
+    make_mesh(MeshShape(1, 16, 1), chips)
+
+
+@pytest.mark.aot
+@pytest.mark.skipif(not machines.is_installed("v5e"), reason="needs the extra plan")
+def test_two_slices_of_a_pod():
+  chips = topologies.devices("2xv5e:4x4")
+  mesh = make_mesh(MeshShape(-1, 8, 1), chips)
+  found = [{chip.slice_index for chip in row.flat} for row in mesh.devices]
+  assert found == [{0}, {0}, {1}, {1}]

@@ -2,12 +2,10 @@
 
 import dataclasses
 import difflib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import jax
 import tyro
 from rich.console import Console
 
@@ -18,6 +16,7 @@ from tokzoo.errors import TokzooError, unknown
 from tokzoo.hub import load
 from tokzoo.systems import part_of_config
 from tokzoo.train import Recipe, Result, from_json, load_run, to_json, train
+from tokzoo.train.hosts import Hosts, joined
 from tokzoo.version import code_version
 from tokzoo.weights.checkpoint import write_checkpoint
 
@@ -42,7 +41,9 @@ class Train:
   writers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
   """Further places for numbers and pictures."""
   distributed: bool = False
-  """This process is one of several hosts; jax finds the others (see tpu/README.md)."""
+  """This process is one of several; jax finds the others (see tpu/README.md)."""
+  hosts: Hosts = dataclasses.field(default_factory=Hosts)
+  """Where --distributed finds them, on machines that do not say so themselves."""
   json: bool = False
   """Print the result as JSON."""
 
@@ -54,8 +55,13 @@ def run_train(arguments: Sequence[str]) -> int:
   if wants_help and not first:
     read_arguments(Train, "tokzoo train", ["--help"])
   what, rest = read_arguments(Train, "tokzoo train", first, return_unknown_args=True)
-  if what.distributed:
-    _join_hosts()
+  if what.distributed and not wants_help:
+    with joined(what.hosts):
+      return _train(what, rest, wants_help)
+  return _train(what, rest, wants_help)
+
+
+def _train(what: Train, rest: Sequence[str], wants_help: bool) -> int:
   named = find_recipe(load_experiment(what.experiment), what.recipe)
   _refuse_misspelt(rest)
   recipe = read_arguments(
@@ -98,29 +104,6 @@ def _refuse_misspelt(words: Sequence[str]) -> None:
       continue
     if difflib.get_close_matches(word, ours, n=1, cutoff=0.8):
       raise unknown("option", word, ours)
-
-
-def _join_hosts() -> None:
-  """Meets the other hosts: by the cluster's own means, or by three variables.
-
-  Raises:
-    TokzooError: the others are not found, or did not come.
-  """
-  told: dict[str, Any] = {
-    name: int(os.environ[variable])
-    for name, variable in (
-      ("num_processes", "JAX_NUM_PROCESSES"),
-      ("process_id", "JAX_PROCESS_ID"),
-    )
-    if variable in os.environ
-  }
-  try:
-    jax.distributed.initialize(**told)
-  except (RuntimeError, ValueError) as error:
-    raise TokzooError(
-      f"the other hosts cannot be met ({str(error).splitlines()[0]}): outside Cloud TPU, Slurm "
-      "and Kubernetes set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID."
-    ) from error
 
 
 def run_recipe(recipe: Recipe, out: Path, **settings: Any) -> Result:

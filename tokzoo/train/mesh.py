@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
@@ -31,6 +32,9 @@ _SMALL = 1024
 def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
   """A mesh over `devices`.
 
+  Several TPU slices are joined by the data center network, which only the axis `data`
+  crosses: its collectives are the fewest.
+
   Args:
     shape: devices along each axis; one of them may be -1 and takes what is left.
     devices: those to use; None: all devices of all processes.
@@ -38,7 +42,31 @@ def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
   Raises:
     TokzooError: the devices cannot be laid out so.
   """
-  count = len(jax.devices() if devices is None else devices)
+  placed = jax.devices() if devices is None else devices
+  sizes = mesh_sizes(shape, len(placed))
+  types = (AxisType.Auto,) * len(AXES)
+  slices = num_slices(placed)
+  if slices == 1:
+    return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+  data, *others = sizes
+  if data % slices:
+    raise TokzooError(
+      f"the axis data of {data} cannot be spread over {slices} TPU slices, and only it may "
+      f"cross them: make it a multiple of {slices}."
+    )
+  inside, across = (data // slices, *others), (slices, *(1 for _ in others))
+  grid = mesh_utils.create_hybrid_device_mesh(
+    inside, across, placed, allow_split_physical_axes=True
+  )
+  return Mesh(grid, AXES, axis_types=types)
+
+
+def mesh_sizes(shape: MeshShape, count: int) -> tuple[int, int, int]:
+  """Devices along each axis of a mesh over `count` of them.
+
+  Raises:
+    TokzooError: they cannot be laid out so.
+  """
   sizes = [shape.data, shape.fsdp, shape.model]
   asked = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes))
   if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
@@ -52,10 +80,15 @@ def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
       f"a mesh of {asked} needs {'a multiple of ' if -1 in sizes else ''}{known} devices, "
       f"but there are {count}: change the recipe's mesh."
     )
-  sizes = [count // known if size == -1 else size for size in sizes]
-  return jax.make_mesh(
-    tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
-  )
+  data, fsdp, model = (count // known if size == -1 else size for size in sizes)
+  return data, fsdp, model
+
+
+def num_slices(devices: Sequence[Any]) -> int:
+  """How many TPU slices the devices are of; 1 for anything else."""
+  if devices[0].platform != "tpu":
+    return 1
+  return len({getattr(device, "slice_index", None) or 0 for device in devices})
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
