@@ -104,14 +104,18 @@ class Chip:
 
   id: int
   slice_index: int
+  coords: tuple[int, int, int]
   platform: str = "tpu"
-  device_kind: str = "unknown"
+  device_kind: str = "TPU v5 lite"
   process_index: int = 0
+  core_on_chip: int = 0
 
 
 def test_only_the_data_axis_crosses_slices():
-  # Out of order, as they may come.
-  chips = [Chip(id, slice_index=id % 2) for id in range(16)]
+  # Two slices of 2 x 4 chips, in turns.
+  chips = [
+    Chip(id, slice_index=id % 2, coords=(id // 2 % 2, id // 4, 0)) for id in range(16)
+  ]
   mesh = make_mesh(MeshShape(4, 2, 2), chips)
   assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "model": 2}
   found = [{chip.slice_index for chip in row.flat} for row in mesh.devices]
