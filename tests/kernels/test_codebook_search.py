@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tokzoo.errors import TokzooError
-from tokzoo.kernels.codebook_search import assign, dispatch, search
+from tokzoo.kernels.codebook_search import assign, dispatch, search, xla
 from tokzoo.machines import is_installed, topologies
 from tokzoo.train.mesh import ambient, make_mesh
 from tokzoo.train.recipe import MeshShape
@@ -89,6 +89,16 @@ def test_the_lowest_id_wins_a_tie(implementation, top_k):
   true = exact(x, codebook, "euclidean")
   np.testing.assert_array_equal(
     ids, np.argsort(true, axis=1, kind="stable")[:, :top_k].astype(np.int32)
+  )
+
+
+def test_large_blocks_for_accelerators_give_the_same():
+  x, codebook = (jnp.asarray(draw(2, s, 9, seed=s)) for s in (300, 10_000))
+  bias = jnp.sum(codebook * codebook, axis=-1) / 2
+  large = jax.jit(functools.partial(xla.search_in_large_blocks, top_k=3))
+  small = jax.jit(functools.partial(xla.search, top_k=3))
+  np.testing.assert_array_equal(
+    large(x, codebook, bias)[0], small(x, codebook, bias)[0]
   )
 
 

@@ -12,17 +12,12 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float, Int
 
 from tokzoo.errors import TokzooError, unknown
-from tokzoo.kernels.codebook_search import sharded
+from tokzoo.kernels.codebook_search import sharded, xla
 from tokzoo.kernels.dispatch import Unsupported, is_alone
 
 Implementation = Literal["reference", "xla", "tpu", "gpu"]
-IMPLEMENTATIONS: dict[Implementation, str] = {
-  "reference": "reference",
-  "xla": "cpu",
-  "tpu": "tpu",
-  "gpu": "gpu",
-}
-"""Name -> module, imported when it is used: Pallas is slow to import."""
+IMPLEMENTATIONS: tuple[Implementation, ...] = ("reference", "xla", "tpu", "gpu")
+"""Each a module, imported when it is used: Pallas is slow to import."""
 
 
 def search(
@@ -40,8 +35,7 @@ def search(
 
 def program(implementation: Implementation) -> Callable[..., tuple[Array, Array]]:
   """The search function of an implementation, with the signature of `reference.search`."""
-  name = f"{__package__}.{IMPLEMENTATIONS[implementation]}"
-  return importlib.import_module(name).search
+  return importlib.import_module(f"{__package__}.{implementation}").search
 
 
 @functools.cache
@@ -86,16 +80,13 @@ def _for_machine(
   device = jax.sharding.get_abstract_mesh().abstract_device
   if device is not None and device.platform is not None:
     platforms.add(device.platform)
+  on_cpu = functools.partial(xla.search, top_k=top_k)
   # Where nothing else is in sight, the other kernels need not even be traced.
   programs = {}
-  if not is_alone():
-    # Several devices and no mesh to split over (`sharded`): XLA divides its own program.
-    platforms = set()
   if "tpu" in platforms:
     programs["tpu"] = _or_xla("tpu", top_k)
   if platforms & {"gpu", "cuda"}:
     programs["cuda"] = _or_xla("gpu", top_k)
-  on_cpu = functools.partial(program("xla"), top_k=top_k)
   if not programs:
     return on_cpu(x, codebook, bias)
   return jax.lax.platform_dependent(x, codebook, bias, default=on_cpu, **programs)
@@ -103,13 +94,18 @@ def _for_machine(
 
 def _or_xla(implementation: Implementation, top_k: int) -> Callable[..., Any]:
   """A kernel, or XLA where the kernel is not made for the shape or the chip."""
+  by_xla = functools.partial(xla.search_in_large_blocks, top_k=top_k)
+  if not is_alone():
+    return (
+      by_xla  # several devices and no mesh to split over: XLA divides its own program
+    )
 
   def search(x: Array, codebook: Array, bias: Array) -> tuple[Array, Array]:
     try:
       return program(implementation)(x, codebook, bias, top_k=top_k)
     except Unsupported as error:
       _say_once(str(error))
-      return program("xla")(x, codebook, bias, top_k=top_k)
+      return by_xla(x, codebook, bias)
 
   return search
 

@@ -1,4 +1,4 @@
-"""Codebook search for CPUs, in XLA: blocks of scores that stay in the cache.
+"""Codebook search in XLA: blocks of scores that, on a CPU, stay in the cache.
 
 The matrix product is the work; what a plain program loses is the trip of the scores to
 memory and an arg-max that runs one number at a time. Here a block of scores is [codes, rows],
@@ -13,6 +13,9 @@ A codebook longer than a block is walked through block by block with a running b
 Codes of a few features make hardly any product, and the scores' trip through the cache is
 all there is. They are searched without a matrix: a few codes at a time are held against all
 rows, each row with its running best in a register.
+
+Accelerators without a kernel of their own take the same program in blocks that are worth a
+launch (`search_in_large_blocks`).
 """
 
 import functools
@@ -24,8 +27,8 @@ from jaxtyping import Array, Float, Int
 
 # 8,192 codes by 128 rows are 4 MiB of scores.
 _BLOCK = 8192
-_SCORES = 2**20
-_MOST_ROWS = 512
+_SCORES, _MOST_ROWS = 2**20, 512
+_SCORES_OF_LARGE, _MOST_ROWS_OF_LARGE = 2**24, 2**14
 # Up to so many codes a row are found one after the other, in vectors over rows.
 _FEW = 16
 # The widest codes that are searched without a matrix, how many at a time, and the rows that
@@ -42,9 +45,28 @@ def search(
 ) -> tuple[Int[Array, "H N T"], Float[Array, "H N T"]]:
   """See `reference.search`."""
   is_narrow = x.shape[2] <= _NARROW and x.shape[1] >= _FEWEST_ROWS and top_k == 1
-  one = _search_narrow if is_narrow else functools.partial(_search, top_k=top_k)
+  one = _search_narrow
+  if not is_narrow:
+    one = functools.partial(_search, top_k=top_k, scores=_SCORES, most_rows=_MOST_ROWS)
   # One codebook after another: each keeps all cores busy by itself.
   return jax.lax.map(lambda arrays: one(*arrays), (x, codebook, bias))
+
+
+def search_in_large_blocks(
+  x: Float[Array, "H N D"],
+  codebook: Float[Array, "H K D"],
+  bias: Float[Array, "H K"],
+  *,
+  top_k: int,
+) -> tuple[Int[Array, "H N T"], Float[Array, "H N T"]]:
+  """See `reference.search`; 64 MiB of scores at a time, which all heads share."""
+  one = functools.partial(
+    _search,
+    top_k=top_k,
+    scores=_SCORES_OF_LARGE // x.shape[0],
+    most_rows=_MOST_ROWS_OF_LARGE,
+  )
+  return jax.vmap(one)(x, codebook, bias)
 
 
 def _search(
@@ -52,6 +74,8 @@ def _search(
   codebook: Float[Array, "K D"],
   bias: Float[Array, "K"],
   top_k: int,
+  scores: int,
+  most_rows: int,
 ) -> tuple[Int[Array, "N T"], Float[Array, "N T"]]:
   (n, d), k = x.shape, codebook.shape[0]
   chunk = min(2 ** max(4, math.isqrt(k).bit_length() - 1), 128, k)
@@ -62,11 +86,11 @@ def _search(
   padding = blocks * block - k
   codes = jnp.pad(codebook, ((0, padding), (0, 0))).reshape(-1, block, d)
   biases = jnp.pad(bias, (0, padding), constant_values=jnp.inf).reshape(-1, block)
-  x_blocks = _in_blocks(x, max(128, min(_MOST_ROWS, _SCORES // block)))
+  x_blocks = _in_blocks(x, max(128, min(most_rows, scores // block)))
 
   def of_rows(x_block, some_codes, some_biases):
-    scores = jnp.matmul(some_codes, x_block.T, precision=jax.lax.Precision.HIGHEST)
-    return _best(scores - some_biases[:, None], chunk, top_k)
+    products = jnp.matmul(some_codes, x_block.T, precision=jax.lax.Precision.HIGHEST)
+    return _best(products - some_biases[:, None], chunk, top_k)
 
   def of_codes(best, codes_of_block):
     some_codes, some_biases, first = codes_of_block
