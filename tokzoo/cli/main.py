@@ -13,14 +13,21 @@ COMMANDS = {
   "list": ("zoo", "The systems, their recipes and checkpoints."),
   "show": ("zoo", "One system, recipe or checkpoint in full."),
   "train": ("training", "Train a recipe, or continue its run."),
+  "launch": ("launching", "Train on a pod, GPU nodes, or several processes here."),
   "export": ("training", "Turn a run into one checkpoint file."),
   "encode": ("coding", "Pictures, or a whole data set, to tokens."),
+  "tokenize-dataset": (
+    "tokenize_dataset",
+    "A data set to token records, on all devices of all hosts.",
+  ),
   "decode": ("coding", "Tokens to a picture."),
   "reconstruct": ("coding", "Pictures through a tokenizer, with a sheet and numbers."),
   "generate": ("generating", "Sample pictures from a generator."),
   "evaluate": ("evaluating", "Measure a tokenizer or a generator on a data set."),
   "reproduce": ("reproducing", "Measure a system's claims and write the report."),
+  "verify-checkpoint": ("verifying", "Is every checkpoint of a run whole?"),
   "convert": ("converting", "Published weights to ours, and back."),
+  "plan": ("planning", "Will it fit a machine that is not here, how fast, at what cost?"),
   "bench": ("benching", "Time the kernels beside named peers."),
   "data": ("data", "Check, prepare or time a data set."),
 }
@@ -46,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
       raise unknown("command", name, COMMANDS)
     module = importlib.import_module(f"tokzoo.cli.{COMMANDS[name][0]}")
-    return int(getattr(module, f"run_{name}")(rest) or 0)
+    return int(getattr(module, f"run_{name.replace('-', '_')}")(rest) or 0)
   except TokzooError as error:
     print(f"tokzoo: {error}", file=sys.stderr)
     return 2

@@ -29,6 +29,7 @@ from tokzoo.train.state import (
 
 Metrics = dict[str, Array]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+Gather = Callable[[dict[str, Array]], dict[str, Array]]
 
 
 def compute_cast(tree: PyTree, dtype: jax.typing.DTypeLike) -> PyTree:
@@ -38,7 +39,41 @@ def compute_cast(tree: PyTree, dtype: jax.typing.DTypeLike) -> PyTree:
   )
 
 
-def _losses(task: Task, recipe: Recipe) -> Callable[..., Losses]:
+def gathered(layout: Layout) -> Gather:
+  """Makes parameters whole along fsdp where they are used, in the dtype they are used in.
+
+  Left to choose, XLA rather splits a product by its weight's axis, and then gathers the
+  activations of the whole batch: of a large batch a hundred times as much. Gradients are
+  summed back into the parameters' own places.
+  """
+  mesh = layout.mesh
+  if mesh.shape["fsdp"] == 1:
+    return lambda params: params
+
+  def make_whole(place: NamedSharding) -> Callable[[Array], Array]:
+    spec = (None if axis == "fsdp" else axis for axis in place.spec)
+    whole = NamedSharding(mesh, PartitionSpec(*spec))
+
+    @jax.custom_vjp
+    def gather(x: Array) -> Array:
+      # First where it lies: else the float32 master is gathered, and cast afterwards.
+      return jax.lax.with_sharding_constraint(
+        jax.lax.with_sharding_constraint(x, place), whole
+      )
+
+    def scatter(_: None, gradient: Array) -> tuple[Array]:
+      return (jax.lax.with_sharding_constraint(gradient, place),)
+
+    gather.defvjp(lambda x: (gather(x), None), scatter)
+    return gather
+
+  gathers = {
+    path: make_whole(place) for path, place in flatten(layout.placed.params).items()
+  }
+  return lambda params: {path: gathers[path](leaf) for path, leaf in params.items()}
+
+
+def _losses(task: Task, recipe: Recipe, gather: Gather) -> Callable[..., Losses]:
   """`task.losses` in the compute dtype, with the recipe's rematerialisation."""
   dtype = jnp.dtype(recipe.compute_dtype)
 
@@ -50,7 +85,8 @@ def _losses(task: Task, recipe: Recipe) -> Callable[..., Losses]:
     step: Array,
   ) -> Losses:
     # Collections stay float32: running statistics would drown in bfloat16's rounding.
-    variables = {"params": unflatten(compute_cast(params, dtype)), **collections}
+    whole = gather(compute_cast(dict(params), dtype))
+    variables = {"params": unflatten(whole), **collections}
     return task.losses(variables, compute_cast(batch, dtype), key, step)
 
   # Compilers recompute a block where it is needed. They cannot with nothing kept at all:
@@ -67,13 +103,14 @@ def _losses(task: Task, recipe: Recipe) -> Callable[..., Losses]:
 
 
 def gradients(
-  task: Task, recipe: Recipe, assignment: Assignment
+  task: Task, recipe: Recipe, assignment: Assignment, gather: Gather = dict
 ) -> Callable[..., tuple[dict[str, PyTree], Losses]]:
   """The function (state, batch, key) -> (gradients by player, losses) of one micro-batch.
 
-  Gradients are flat dicts {path: float32 array} of the player's own parameters.
+  Gradients are flat dicts {path: float32 array} of the player's own parameters. `gather` is
+  that of `gathered`; without, parameters are used as they lie.
   """
-  losses = _losses(task, recipe)
+  losses = _losses(task, recipe, gather)
 
   def one_player(player: str, state: TrainState, batch: Batch, key: PRNGKeyArray):
     flat = flatten(state.params)
@@ -143,7 +180,7 @@ def make_step(recipe: Recipe, layout: Layout) -> Step:
     task logs.
   """
   mesh, assignment, optimizers = layout.mesh, layout.assignment, layout.optimizers
-  each = gradients(recipe.task, recipe, assignment)
+  each = gradients(recipe.task, recipe, assignment, gathered(layout))
   compute = accumulated(each, recipe.accumulate, mesh)
   rates = {
     player: schedule(config, recipe.steps)

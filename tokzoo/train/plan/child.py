@@ -59,7 +59,7 @@ def _compile(topology_name: str, recipe: Any, what: Any) -> dict[str, Any]:
       warnings.filterwarnings("ignore", "Error .* persistent compilation cache")
       compiled = program.lowered.compile()
   except jax.errors.JaxRuntimeError as error:
-    needed = _needed_bytes(str(error))
+    needed = _needed_bytes(str(error), program.argument_bytes)
     if needed is None:
       first = str(error).splitlines()[0]
       raise TokzooError(
@@ -89,12 +89,12 @@ def _compile(topology_name: str, recipe: Any, what: Any) -> dict[str, Any]:
   return facts
 
 
-def _needed_bytes(message: str) -> float | None:
-  """What a TPU's compiler says that a program takes which does not fit, or None."""
-  found = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message)
+def _needed_bytes(message: str, argument_bytes: int) -> float | None:
+  """What a program takes, when a TPU's compiler refuses it for that; or None."""
+  found = re.search(r"HLO temporaries \(([\d.]+)([KMGT])\) exceeds", message)
   if "RESOURCE_EXHAUSTED" not in message or found is None:
     return None
-  return float(found[1]) * 1024 ** (1 + "KMGT".index(found[2]))
+  return argument_bytes + float(found[1]) * 1024 ** (1 + "KMGT".index(found[2]))
 
 
 def _since(start: float) -> float:

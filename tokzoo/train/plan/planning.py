@@ -84,8 +84,8 @@ class Plan:
   @property
   def summary(self) -> str:
     """One sentence."""
-    has = f"{self.usable_bytes / 2**30:.1f} GiB"
-    takes = f"{self.bytes_per_device / 2**30:.1f} GiB of the {has} of a chip"
+    has = f"{self.usable_bytes / 2**30:.3g} GiB"
+    takes = f"{self.bytes_per_device / 2**30:.3g} GiB of the {has} of a chip"
     if not self.fits or self.step_seconds_estimate is None:
       return (
         f"{self.recipe} does not fit {self.topology}: it takes {takes}; use more chips, "

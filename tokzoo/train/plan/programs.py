@@ -5,6 +5,7 @@ methods under the recipe's shardings.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -29,13 +30,15 @@ Shapes = Mapping[str, jax.ShapeDtypeStruct]
 class Program:
   """A program that is ready to compile.
 
-  lowered:      of `jax.jit`
-  batch_bytes:  of what hosts put on the devices for one run
-  num_params:   of the model; the discriminator's count in training
+  lowered:         of `jax.jit`
+  batch_bytes:     of what hosts put on the devices for one run
+  argument_bytes:  of what lies on each device before
+  num_params:      of the model; the discriminator's count in training
   """
 
   lowered: Any
   batch_bytes: int
+  argument_bytes: int
   num_params: int
 
 
@@ -52,11 +55,17 @@ def lower(recipe: Recipe, what: What, mesh: Mesh) -> Program:
   layout = lay_out(recipe, batch, mesh)
   if what == "train":
     placed = _on_batch_axis(batch, mesh)
-    lowered = make_step(recipe, layout).lower(layout.shapes, placed)
+    arguments = (layout.shapes, placed)
+    lowered = make_step(recipe, layout).lower(*arguments)
     params = layout.shapes.params
   else:
-    lowered, placed, params = _inference(recipe, what, layout, batch)
-  return Program(lowered, _bytes(placed), sum(p.size for p in jax.tree.leaves(params)))
+    lowered, arguments, params = _inference(recipe, what, layout, batch)
+  return Program(
+    lowered=lowered,
+    batch_bytes=_bytes(arguments[-1]),
+    argument_bytes=_bytes_per_device(arguments),
+    num_params=sum(leaf.size for leaf in jax.tree.leaves(params)),
+  )
 
 
 def batch_shapes(recipe: Recipe) -> Shapes:
@@ -124,7 +133,7 @@ def _inference(recipe: Recipe, what: What, layout: Layout, batch: Shapes):
     function = encode if what == "encode" else decode
     arguments = (variables, _on_batch_axis(inputs, mesh))
   lowered = jax.jit(ambient(mesh, function)).lower(*arguments)
-  return lowered, arguments[-1], params
+  return lowered, arguments, params
 
 
 def _tiles(recipe: Recipe, image: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -142,6 +151,14 @@ def _on_batch_axis(tree: PyTree, mesh: Mesh) -> PyTree:
   sharding = batch_sharding(mesh)
   return jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+  )
+
+
+def _bytes_per_device(tree: PyTree) -> int:
+  return sum(
+    math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(tree)
+    if leaf.sharding is not None
   )
 
 
