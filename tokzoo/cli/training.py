@@ -63,7 +63,7 @@ def run_train(arguments: Sequence[str]) -> int:
 
 def _train(what: Train, rest: Sequence[str], wants_help: bool) -> int:
   named = find_recipe(load_experiment(what.experiment), what.recipe)
-  _refuse_misspelt(rest)
+  refuse_misspelt(rest, Train)
   recipe = read_arguments(
     Recipe,
     f"tokzoo train {what.experiment} --recipe {what.recipe}",
@@ -94,10 +94,22 @@ def _train(what: Train, rest: Sequence[str], wants_help: bool) -> int:
   return 0
 
 
-def _refuse_misspelt(words: Sequence[str]) -> None:
-  """An option of `Train` that is misspelt would be looked for among the recipe's fields."""
+def refuse_misspelt(words: Sequence[str], options: type) -> None:
+  """A misspelt option of a command would be looked for among the recipe's fields.
+
+  Args:
+    words: what is left of the command line.
+    options: the command's dataclass.
+
+  Raises:
+    TokzooError: one of the words is like an option of the command.
+  """
   fields = {field.name for field in dataclasses.fields(Recipe)}
-  ours = [f"--{f.name}" for f in dataclasses.fields(Train) if f.name != "experiment"]
+  ours = [
+    "--" + field.name.replace("_", "-")
+    for field in dataclasses.fields(options)
+    if field.name != "experiment"
+  ]
   for word in words:
     name = word.removeprefix("--").split("=")[0].replace("-", "_")
     if not word.startswith("--") or name.split(".")[0] in fields:

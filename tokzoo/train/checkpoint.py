@@ -233,6 +233,28 @@ class Checkpoints:
       )
     return about
 
+  def verify(self, step: int) -> dict[str, Any]:
+    """Reads a whole checkpoint on the host and checks structure, digests, finite values.
+
+    Returns:
+      What it holds: {"arrays": number, "bytes": in memory}.
+
+    Raises:
+      Damaged: what is wrong with it.
+    """
+    layout = self.about(step)["arrays"]
+    total = 0
+    for arrays, fault in self._host_groups(step, layout, sorted(layout)):
+      if fault:
+        raise Damaged(fault)
+      for name, array in arrays.items():
+        # Sums of bfloat16 and its like are not NumPy's; jax knows what floats are.
+        if jax.numpy.issubdtype(array.dtype, jax.numpy.floating):
+          if not np.isfinite(array.astype(np.float32)).all():
+            raise Damaged(f"{name} is not finite")
+        total += array.nbytes
+    return {"arrays": len(layout), "bytes": total}
+
   def close(self) -> None:
     """Gives up what is under way; `settle` first to wait for it."""
     with contextlib.suppress(
@@ -260,7 +282,7 @@ class Checkpoints:
     composite = ocp.args.Composite(**{part: arguments})
     try:
       return self._manager.restore(step, args=composite)[part]
-    except MemoryError:
+    except (MemoryError, jax.errors.JaxRuntimeError):  # the latter: a host was lost
       raise
     except Exception as error:  # a changed file can make its readers raise anything
       reason = _reason(error)
