@@ -5,6 +5,8 @@ from typing import Any
 import jax
 from jax.sharding import AxisType
 
+_HOPPER = ("H100", "H200", "H800", "H20", "GH200")
+
 
 class Unsupported(NotImplementedError):
   """This kernel cannot do it, another implementation can. One sentence with the reason."""
@@ -26,11 +28,20 @@ def is_alone() -> bool:
 
 
 def require_hopper(what: str) -> None:
-  """Refuses the GPU that is here; one that is only compiled for is taken as said.
+  """Refuses the GPU that is here, or the one of the mesh that is compiled for.
 
   Raises:
     Unsupported: its compute capability is not 9.0, so it has no `wgmma`.
   """
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  if device is not None and device.platform in ("gpu", "cuda"):
+    # Of a GPU that is not here only the name is known.
+    if not any(name in device.device_kind for name in _HOPPER):
+      raise Unsupported(
+        f"the {what} kernel needs a Hopper GPU, not {device.device_kind}: use another "
+        "implementation."
+      )
+    return
   if jax.default_backend() != "gpu":
     return
   capability = str(jax.local_devices()[0].compute_capability)

@@ -15,7 +15,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from tokzoo.contract import Batch, Losses, Task, Variables
-from tokzoo.train.mesh import BATCH_AXES, ambient, batch_sharding, replicated
+from tokzoo.train.mesh import (
+  BATCH_AXES,
+  ambient,
+  batch_sharding,
+  named_leaves,
+  replicated,
+)
 from tokzoo.train.optim import schedule, update
 from tokzoo.train.recipe import Recipe
 from tokzoo.train.state import (
@@ -68,7 +74,8 @@ def gathered(layout: Layout) -> Gather:
     return gather
 
   gathers = {
-    path: make_whole(place) for path, place in flatten(layout.placed.params).items()
+    path: make_whole(place)
+    for path, place in named_leaves(layout.placed.params).items()
   }
   return lambda params: {path: gathers[path](leaf) for path, leaf in params.items()}
 

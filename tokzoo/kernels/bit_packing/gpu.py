@@ -23,6 +23,7 @@ from jaxtyping import Array, BFloat16, Float, UInt32
 
 from tokzoo.kernels.bit_packing.reference import WORD, Kind
 from tokzoo.kernels.codebook_search.split import thirds
+from tokzoo.kernels.cost import kernel_cost
 from tokzoo.kernels.dispatch import interpreter, require_hopper
 from tokzoo.kernels.padding import pad_to
 
@@ -55,7 +56,7 @@ def packed_matmul(
   number, d = int(packed.size // words), weights.shape[1]
   factors = _by_word(pad_to(pad_to(weights, 0, WORD), 1, _COLUMNS))
   layout = (plgpu.TilingTransform((8, WORD)), plgpu.SwizzleTransform(2 * WORD))
-  product = plgpu.kernel(
+  multiply = plgpu.kernel(
     functools.partial(_kernel, kind=kind),
     out_type=jax.ShapeDtypeStruct((columns.shape[1], factors.shape[1]), jnp.float32),
     scratch_types=[
@@ -74,7 +75,16 @@ def packed_matmul(
       lowering_semantics=plgpu.LoweringSemantics.Warpgroup
     ),
     interpret=interpreter() if interpret else False,
-  )(columns, factors)
+  )
+  # Words and factors are read again for each block of the other, the product is written once.
+  rows, width = columns.shape[1], factors.shape[1]
+  with kernel_cost(
+    flops=2 * rows * factors.shape[0] * width,
+    bytes_accessed=4 * words * rows * (width // _COLUMNS)
+    + 2 * factors.size * (rows // block)
+    + 4 * rows * width,
+  ):
+    product = multiply(columns, factors)
   return product[:number, :d].reshape(*lead, d)
 
 

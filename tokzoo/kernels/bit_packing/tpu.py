@@ -53,6 +53,7 @@ def pack(x: Array, *, interpret: bool = False) -> UInt32[Array, "*N w"]:
     in_specs=[pl.BlockSpec((rows, n), lambda i: (i, 0))],
     out_specs=pl.BlockSpec((words, rows), lambda i: (0, i)),
     out_shape=jax.ShapeDtypeStruct((words, len(x)), jnp.uint32),
+    cost_estimate=_cost(len(x), n, words, products=2, itemsize=x.dtype.itemsize),
     interpret=interpret,
     name="pack",
   )(x)
@@ -83,10 +84,22 @@ def unpack(
     in_specs=[pl.BlockSpec((words, rows), lambda i: (0, i))],
     out_specs=pl.BlockSpec((rows, n), lambda i: (i, 0)),
     out_shape=jax.ShapeDtypeStruct((columns.shape[1], n), jnp.float32),
+    cost_estimate=_cost(columns.shape[1], n, words, products=4, itemsize=4),
     interpret=interpret,
     name="unpack",
   )(columns)
   return bits[:number].reshape(*lead, n)
+
+
+def _cost(
+  rows: int, n: int, words: int, *, products: int, itemsize: int
+) -> pl.CostEstimate:
+  """Of products [rows, n] . [n, words], and of every array once."""
+  return pl.CostEstimate(
+    flops=2 * products * rows * n * words,
+    bytes_accessed=rows * (n * itemsize + words * 4),
+    transcendentals=0,
+  )
 
 
 def _require_wide(n: int) -> None:

@@ -26,6 +26,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, BFloat16, Float, Int
 
 from tokzoo.kernels.codebook_search import split
+from tokzoo.kernels.cost import kernel_cost
 from tokzoo.kernels.dispatch import Unsupported, interpreter, require_hopper
 from tokzoo.kernels.padding import pad_to
 
@@ -155,7 +156,13 @@ def _call(x, codebook, bias, tiles: Tiles, interpret: bool):
     ),
     interpret=interpreter() if interpret else False,
   )
-  return kernel(x, codebook, bias)
+  k, d = codebook.shape[-1], x.shape[-1]
+  # Each block of rows reads the whole codebook, mostly from the cache of the chip.
+  with kernel_cost(
+    flops=2 * heads * n * k * d * split.TERMS // 3,
+    bytes_accessed=heads * (2 * n * d + 2 * k * d + 4 * k + 8 * n),
+  ):
+    return kernel(x, codebook, bias)
 
 
 def _kernel(
