@@ -11,7 +11,9 @@ Lab record
   What decides is how the codebook moves, not the search. Weights of the losses are those
   that the papers publish: 0.25 for the commitment, 0.1 for the entropies. Diversity and
   entropy of VQ take an inverse temperature of 10: at 100, the default of published code, the
-  softmax is all but hard and hardly passes a gradient (40 codes used instead of 319).
+  softmax is all but hard and hardly passes a gradient. Codes begin near zero, as in
+  vector_quantize_pytorch; from N(0, 1), larger than the latents, the rotation trick shrinks
+  the latents and ends at 12 dB instead of 17.6.
 """
 
 import dataclasses
@@ -160,7 +162,13 @@ _ENTROPY = {"sample_entropy": 0.1, "batch_entropy": -0.1}
 
 
 def vq(**settings: Any) -> VectorQuantizer:
-  return VectorQuantizer(_CODES, _DIM, **settings)
+  return VectorQuantizer(_CODES, _DIM, codes_init=small_codes, **settings)
+
+
+def small_codes(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+  """As vector_quantize_pytorch begins: uniform, Kaiming's bound for K D inputs."""
+  bound = (6 / np.prod(shape)) ** 0.5
+  return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 CONTESTANTS = {
@@ -360,16 +368,16 @@ CLAIMS = (
     setting=_SETTING,
   ),
   Claim(
-    "At equal bits additive quantization errs at most as much as residual quantization, and "
-    "that at most as much as product quantization: correlated Gaussians",
+    "Errors on correlated Gaussians at equal bits (4 codebooks of 16): additive "
+    "quantization at most residual quantization, and that at most product quantization",
     source=_ORDER,
     measure=on_gaussians,
     holds=in_the_order_of_the_survey,
     setting="4,096 vectors of 16 dimensions, correlation 0.9^|i - j|; " + _BITS,
   ),
   Claim(
-    "At equal bits additive quantization errs at most as much as residual quantization, and "
-    "that at most as much as product quantization: patches of digits",
+    "Errors on patches of digits at equal bits (4 codebooks of 16): additive "
+    "quantization at most residual quantization, and that at most product quantization",
     source=_ORDER,
     measure=on_patches,
     holds=in_the_order_of_the_survey,
