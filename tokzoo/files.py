@@ -1,4 +1,7 @@
-"""Files: written whole or not at all, named by their hash, and safetensors read safely."""
+"""Files: written whole or not at all, named by their hash, and safetensors read safely.
+
+Paths may be remote (`tokzoo/remote.py`): gs://bucket/model.safetensors.
+"""
 
 import hashlib
 import json
@@ -12,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from tokzoo.errors import TokzooError
+from tokzoo.remote import is_remote, located, on_disk, put
 
 
 def write_atomic(path: str | Path, data: bytes) -> None:
@@ -22,6 +26,9 @@ def write_atomic(path: str | Path, data: bytes) -> None:
   Raises:
     TokzooError: the folder cannot be made or written, or the disk is full.
   """
+  if is_remote(path):
+    put(path, data)  # an object is whole or not there
+    return
   path = Path(path)
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,15 +106,22 @@ def read_safetensors(
   Raises:
     TokzooError: no such file, or not a whole safetensors file (a pickle is named as such).
   """
-  path = Path(path)
-  if not path.is_file():
+  if not located(path).is_file():
     raise TokzooError(f"no {kind} at {path}: check the path.")
+  with on_disk(path) as local:
+    return _read_safetensors(local, path, kind)
+
+
+def _read_safetensors(
+  local: Path, path: str | Path, kind: str
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+  """What lies in a file of this machine; `path` is what the user called it."""
   try:
-    with safe_open(path, "np") as file:
+    with safe_open(local, "np") as file:
       arrays = {name: file.get_tensor(name) for name in file.keys()}
       return arrays, file.metadata() or {}
   except (SafetensorError, OSError, ValueError, TypeError) as error:
-    if _is_pickle(path):
+    if _is_pickle(local):
       raise TokzooError(
         f"{path} is a pickle, not a safetensors {kind}: it is not opened. If it is a torch "
         "file that you trust, give it its ending (.pt) and install tokzoo[torch]."

@@ -185,7 +185,7 @@ def test_tokens_of_a_generators_run_are_not_silently_stale(
 ):
   words = ("train", "tiny.py", "--recipe", "generator", "--out", "gen")
   said = command(*words, "--steps", 5, "--data.repeat", 2)
-  assert said.code == 2 and "was encoded from" in said.err
+  assert said.code == 2 and "whose data.repeat is 1, not 2" in said.err
 
 
 def test_encode_and_decode_a_picture(run, folder, tokenizer):
@@ -346,7 +346,9 @@ def test_every_name_in_the_table_of_commands_is_there():
 
   for name, (module, about) in COMMANDS.items():
     assert callable(
-      getattr(importlib.import_module(f"tokzoo.cli.{module}"), f"run_{name}")
+      getattr(
+        importlib.import_module(f"tokzoo.cli.{module}"), f"run_{name.replace('-', '_')}"
+      )
     )
     assert about.endswith(".")
 

@@ -92,7 +92,7 @@ def encode(
       size=side,
       repeat=repeat,
     )
-    count = encode_dataset(data, tokenizer, out)
+    count = encode_dataset(data, tokenizer, out).records
     told = {"out": str(out), "records": count, "model": str(tokenizer.origin)}
   emit(told, json, lambda console: console.print(facts("encoded", told)))
 

@@ -1,52 +1,130 @@
-"""A data set as tokens: made once, read by generators ever after."""
+"""A data set as tokens: made once by all devices of all hosts, read ever after."""
 
 import dataclasses
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from tokzoo.cli.console import note
-from tokzoo.data import DataConfig, evaluation_batches
-from tokzoo.data.sources.tokens import (
-  MANIFEST,
-  TokenSource,
-  TokenWriter,
-  read_manifest,
+from tokzoo.data import DataConfig, OnePass
+from tokzoo.data.sources.tokens import MANIFEST, TokenSource
+from tokzoo.data.token_shards import (
+  RECORDS_PER_SHARD,
+  Header,
+  Rows,
+  TokenShards,
   what_was_encoded,
 )
 from tokzoo.errors import TokzooError
 from tokzoo.files import write_atomic
 from tokzoo.hub import PretrainedTokenizer
-from tokzoo.tokens import Origin
+from tokzoo.tokens import Origin, Tokens
 from tokzoo.train import Recipe
+from tokzoo.version import code_version
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+  """What `encode_dataset` did.
+
+  records:    in the whole folder
+  shards:     likewise
+  made:       records that this process encoded now; the others were there, or are of others
+  seconds:    that it took for them, from the first batch on
+  """
+
+  records: int
+  shards: int
+  made: int
+  seconds: float
 
 
 def encode_dataset(
-  data: DataConfig, tokenizer: PretrainedTokenizer, out: Path, batch_size: int = 256
-) -> int:
+  data: DataConfig,
+  tokenizer: PretrainedTokenizer,
+  out: str | Path,
+  batch_size: int = 256,
+  records_per_shard: int = RECORDS_PER_SHARD,
+  progress: Callable[[int, int], None] | None = None,
+) -> Encoded:
   """Writes the tokens (and labels) of a data set, `data.repeat` views of each record.
+
+  Every process of a job makes shards of its own, on its own devices; all return when the
+  folder is whole. Started again after a kill, with as many processes as there are then, it
+  makes what is missing.
 
   Args:
     data: what to encode, one split.
     tokenizer: what makes the tokens.
-    out: a folder of its own for each split.
-    batch_size: pictures at a time.
-
-  Returns:
-    How many records were written.
+    out: a folder of its own for each split, which all processes see; it may be remote.
+    batch_size: pictures at a time, of one process.
+    records_per_shard: of each file.
+    progress: called with the records that this process has made and those that it has to.
 
   Raises:
-    TokzooError: data that cannot be read or does not fit, or a folder not writable.
+    TokzooError: data that cannot be read or does not fit, a folder that is not writable or
+      holds something else, or hosts that do not do their part.
   """
-  with TokenWriter(out, tokenizer.origin, data) as writer:
-    for batch in evaluation_batches(data, batch_size):
-      valid = batch["valid"]
-      tokens = tokenizer.encode(batch["image"])
-      rows = {tokens.kind: np.asarray(tokens.array)}
-      if "label" in batch:
-        rows["label"] = batch["label"]
-      writer.write({name: value[valid] for name, value in rows.items()}, tokens)
-    return writer.count
+  views = OnePass(data)
+  header = Header(
+    origin=tokenizer.origin,
+    tokenizer=tokenizer.card.name,
+    data=data,
+    classes=views.info.classes,
+    records=len(views),
+    records_per_shard=records_per_shard,
+    made_by=code_version(),
+  )
+  shards = TokenShards(out, header)
+  missing = shards.missing(jax.process_index(), jax.process_count())
+  total = sum(len(shards.views(shard)) for shard in missing)
+  spread = tokenizer.spread(jax.local_devices())
+  made, begin = 0, time.monotonic()
+
+  def batches(shard: int) -> Iterator[tuple[Rows, Tokens]]:
+    nonlocal made
+    for rows, tokens in _encoded(views, shards.views(shard), spread, batch_size):
+      yield rows, tokens
+      made += len(next(iter(rows.values())))
+      if progress:
+        progress(made, total)
+
+  for shard in missing:
+    shards.write(shard, batches(shard))
+  seconds = time.monotonic() - begin
+  shards.wait()
+  return Encoded(header.records, header.num_shards, made, seconds)
+
+
+def _encoded(
+  views: OnePass, part: range, tokenizer: PretrainedTokenizer, batch_size: int
+) -> Iterator[tuple[Rows, Tokens]]:
+  """The rows of some views. A batch is fetched when the next one has been sent."""
+  flying: tuple[Tokens, dict[str, np.ndarray]] | None = None
+  reading = views.batches(part, batch_size)
+  try:
+    for batch in reading:
+      sent = (tokenizer.encode(batch["image"]), batch)
+      if flying:
+        yield _rows(*flying)
+      flying = sent
+  finally:
+    reading.close()
+  if flying:
+    yield _rows(*flying)
+
+
+def _rows(tokens: Tokens, batch: dict[str, np.ndarray]) -> tuple[Rows, Tokens]:
+  valid = batch["valid"]
+  rows = {tokens.kind: np.asarray(tokens.array)}
+  if tokens.mask is not None:
+    rows["mask"] = np.asarray(tokens.mask)
+  if "label" in batch:
+    rows["label"] = batch["label"]
+  return {name: value[valid] for name, value in rows.items()}, tokens
 
 
 def with_tokens(recipe: Recipe, tokenizer: PretrainedTokenizer, out: Path) -> Recipe:
@@ -69,10 +147,9 @@ def with_tokens(recipe: Recipe, tokenizer: PretrainedTokenizer, out: Path) -> Re
     name = f"{data.source}-{data.split}".replace("/", "_").replace(":", "_")
     place = out / "tokens" / name
     if place not in made:
-      if (place / MANIFEST).is_file():
-        _require_same(place, data, tokenizer)
-      else:
-        count = encode_dataset(data, tokenizer, place)
+      made_before = (place / MANIFEST).is_file()
+      count = encode_dataset(data, tokenizer, place).records
+      if not made_before:
         note(f"encoded {data.source} {data.split}: {count} records in {place}")
       made[place] = data
     elif what_was_encoded(data) != what_was_encoded(made[place]):
@@ -107,20 +184,3 @@ def origin_of(data: DataConfig) -> Origin:
     TokzooError: it cannot be opened.
   """
   return TokenSource(data.source.removeprefix("tokens:"), data.split).origin
-
-
-def _require_same(
-  place: Path, data: DataConfig, tokenizer: PretrainedTokenizer
-) -> None:
-  """Raises unless the tokens that are there are those that would be made now."""
-  manifest = read_manifest(place)
-  if Origin(**manifest["origin"]) != tokenizer.origin:
-    raise TokzooError(
-      f"{place} holds the tokens of {Origin(**manifest['origin'])}, not of "
-      f"{tokenizer.origin}: choose another --out, or remove the folder."
-    )
-  if manifest["data"] != what_was_encoded(data):
-    raise TokzooError(
-      f"{place} was encoded from {manifest['data']}, not from {what_was_encoded(data)}: "
-      "choose another --out, or remove the folder."
-    )

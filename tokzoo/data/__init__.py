@@ -3,7 +3,7 @@
 from tokzoo.data.bench import BenchReport, bench
 from tokzoo.data.check import CheckReport, check
 from tokzoo.data.config import DataConfig
-from tokzoo.data.pipeline import evaluation_batches, host_rows, loader
+from tokzoo.data.pipeline import OnePass, evaluation_batches, host_rows, loader
 from tokzoo.data.prepare import PrepareReport, prepare
 from tokzoo.data.sources import Source, SourceInfo, guess_source, open_source
 
@@ -11,6 +11,7 @@ __all__ = [
   "BenchReport",
   "CheckReport",
   "DataConfig",
+  "OnePass",
   "PrepareReport",
   "Source",
   "SourceInfo",

@@ -156,13 +156,51 @@ def evaluation_batches(
   """
   _require_rows(batch_size, rows)
   views = _views(config, open_source(config), seed=None)
-  count = -(-len(views) // batch_size)
+  return _pass(views, range(len(views)), config, batch_size, rows, batches)
+
+
+class OnePass:
+  """The views of one pass in the source's order, any part of which can be read by itself.
+
+  Args:
+    config: as of `evaluation_batches`.
+
+  Raises:
+    TokzooError: as `loader`.
+  """
+
+  def __init__(self, config: DataConfig):
+    source = open_source(config)
+    self.info = source.info
+    self._config = config
+    self._views = _views(config, source, seed=None)
+
+  def __len__(self) -> int:
+    return len(self._views)
+
+  def batches(self, part: range, batch_size: int) -> grain.DatasetIterator:
+    """The views of `part` as `evaluation_batches` gives those of a whole pass: view g is the
+    same in whatever part it is read. Close the iterator to stop its threads."""
+    _require_rows(batch_size, None)
+    return _pass(self._views, part, self._config, batch_size)
+
+
+def _pass(
+  views: grain.MapDataset,
+  part: range,
+  config: DataConfig,
+  batch_size: int,
+  rows: slice | None = None,
+  batches: int | None = None,
+) -> grain.DatasetIterator:
+  """Batches of the views of `part`, the last one filled up with copies of the last view."""
+  count = -(-len(part) // batch_size)
   places = range(batch_size)[rows or slice(None)]
 
   def make(batch: int) -> dict[str, np.ndarray]:
     wanted = [batch * batch_size + place for place in places]
-    stacked = _stack([views[min(view, len(views) - 1)] for view in wanted])
-    return {**stacked, "valid": np.array([view < len(views) for view in wanted])}
+    stacked = _stack([views[part[min(place, len(part) - 1)]] for place in wanted])
+    return {**stacked, "valid": np.array([place < len(part) for place in wanted])}
 
   number = count if batches is None else min(batches, count)
   return _in_threads(grain.MapDataset.range(number).map(make), config)

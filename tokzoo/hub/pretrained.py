@@ -6,17 +6,21 @@ modules below trust what they get.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float
 
 from tokzoo.errors import TokzooError
 from tokzoo.tokenizers.image.tiles import Tiling
 from tokzoo.tokens import Origin, Tokens
+from tokzoo.train import MeshShape, make_mesh
+from tokzoo.train.mesh import ambient, batch_sharding, replicated
 from tokzoo.weights import fingerprint
 
 BATCH = 256
@@ -76,12 +80,27 @@ class Pretrained:
 
 
 class PretrainedTokenizer(Pretrained):
-  """A tokenizer: pictures to tokens and back."""
+  """A tokenizer: pictures to tokens and back.
+
+  mesh:  of the devices that share a batch (`spread`); None: one device
+  """
+
+  mesh: Mesh | None = None
 
   @functools.cached_property
   def origin(self) -> Origin:
     """Stamped on every token that it makes."""
     return Origin(self.card.system, self.fingerprint)
+
+  def spread(self, devices: Sequence[Any]) -> "PretrainedTokenizer":
+    """The same tokenizer, with a copy on each of some devices of this process, which split
+    every batch among them."""
+    mesh = make_mesh(MeshShape(), devices)
+    variables = jax.device_put(self.variables, replicated(mesh))
+    copy = PretrainedTokenizer(self.module, variables, self.card)
+    copy.mesh = mesh
+    copy.__dict__["fingerprint"] = self.fingerprint  # the same weights
+    return copy
 
   def encode(self, images: Any) -> Tokens:
     """Pictures to tokens.
@@ -148,8 +167,17 @@ class PretrainedTokenizer(Pretrained):
 
   def _encode_all(self, pixels: Float[np.ndarray, "N H W C"]) -> Tokens:
     """In batches of few sizes, so that few programs serve them all."""
-    parts = [self._encode(self.variables, part) for part in _batches(pixels)]
+    parts = [self._encode(self.variables, self._put(p)) for p in _batches(pixels)]
     return _first_rows(parts, len(pixels))
+
+  def _put(self, rows: np.ndarray) -> Any:
+    """Rows where they are encoded: split over the devices if these divide them."""
+    if self.mesh is None:
+      return rows
+    divides = len(rows) % self.mesh.size == 0
+    return jax.device_put(
+      rows, batch_sharding(self.mesh) if divides else replicated(self.mesh)
+    )
 
   def _decode_all(self, tokens: Tokens, size: tuple[int, int]) -> np.ndarray:
     parts = []
@@ -160,7 +188,8 @@ class PretrainedTokenizer(Pretrained):
 
   @functools.cached_property
   def _encode(self):
-    return jax.jit(functools.partial(self.module.apply, method="encode"))
+    encode = functools.partial(self.module.apply, method="encode")
+    return jax.jit(encode if self.mesh is None else ambient(self.mesh, encode))
 
   @functools.cached_property
   def _decode(self):
