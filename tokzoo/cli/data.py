@@ -1,7 +1,6 @@
 """`tokzoo data check`, `prepare` and `bench`: a data set before it is trained on."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -70,7 +69,7 @@ def check(
 def prepare(
   name: Annotated[str, tyro.conf.Positional],
   /,
-  out: Path,
+  out: str,
   splits: tuple[str, ...] = (),
   skip_bad: bool = False,
   json: bool = False,

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from tokzoo.data.sources import BadRecord, guess_source, open_source
 from tokzoo.data.sources.arrayrecord import read_manifest
 from tokzoo.errors import TokzooError
 from tokzoo.files import sha256_of
+from tokzoo.remote import Located, located, on_disk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,16 +144,21 @@ def _changed_files(source: str) -> dict[str, str]:
     raise TokzooError(
       f"{source} has no digests to compare: only prepared data (arrayrecord:PATH) has."
     )
-  folder = Path(path).expanduser()
+  folder = located(path)
   files = [
     file
     for part in read_manifest(folder)["splits"].values()
     for file in part["files"]
-    if sha256_of(folder / file["name"]) != file["sha256"]
+    if _sha256(folder / file["name"]) != file["sha256"]
   ]
   return {
     str(folder / file["name"]): "its SHA-256 is not the manifest's" for file in files
   }
+
+
+def _sha256(path: Located) -> str:
+  with on_disk(path) as local:
+    return sha256_of(local)
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -19,6 +19,7 @@ from tokzoo.data.sources.arrayrecord import FORMAT, MANIFEST, VERSION, pack
 from tokzoo.data.sources.base import decode_image
 from tokzoo.errors import TokzooError
 from tokzoo.files import sha256_of, write_atomic
+from tokzoo.remote import is_remote
 
 # One record to a chunk: a random read decompresses and checks nothing but what it wants.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -82,7 +83,13 @@ def prepare(
     TokzooError: the source cannot be opened, a record cannot be decoded, `out` holds files
       or cannot be written.
   """
-  name, out = guess_source(name), Path(out).expanduser()
+  name = guess_source(name)
+  if is_remote(out):
+    raise TokzooError(
+      f"{out} is remote, but data is prepared on this machine: name a folder here, and copy it "
+      "there when it is whole."
+    )
+  out = Path(out).expanduser()
   if out.is_file() or (out.is_dir() and any(out.iterdir())):
     raise TokzooError(f"{out} exists already: name a new folder, or remove it.")
   if splits is None:

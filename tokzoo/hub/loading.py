@@ -19,6 +19,7 @@ from tokzoo.hub.pretrained import (
   PretrainedTokenizer,
 )
 from tokzoo.places import bundled
+from tokzoo.remote import is_remote, located, on_disk
 from tokzoo.train import from_json, load_run
 from tokzoo.weights import flatten, read_state
 from tokzoo.weights.checkpoint import read_checkpoint
@@ -34,8 +35,8 @@ def load(
   """Loads a model: `load("instella-photos-nano").encode(picture)`.
 
   Args:
-    name: a catalog name; a run directory; a `.safetensors` file that tokzoo exported; a
-      file in its authors' layout (with `preset`); or "owner/name" or "owner/name/path" of a
+    name: a catalog name; a run directory; a `.safetensors` file that tokzoo exported, here or
+      remote (gs://...); a file in its authors' layout (with `preset`); or "owner/name" or "owner/name/path" of a
       hub repository (with `preset` unless the catalog knows it).
     preset: the published config that a file in the authors' layout was made with.
     tokenizer: for a generator, whose tokens it makes, if its own record does not say.
@@ -51,6 +52,8 @@ def load(
   text = str(name)
   if text in catalog():
     return _from_entry(find_entry(text))
+  if is_remote(text):
+    return _from_remote(text, preset, tokenizer)
   path = Path(name).expanduser()
   if path.is_dir():
     return _from_run(path, tokenizer)
@@ -113,6 +116,17 @@ def _from_run(path: Path, tokenizer: str | Path | None) -> Pretrained:
   )
   whose = tokenizer or recipe.tokenizer
   return _assemble(recipe.task.model, {**variables, "params": params}, card, whose)
+
+
+def _from_remote(
+  name: str, preset: str | None, tokenizer: str | Path | None
+) -> Pretrained:
+  if not located(name).is_file():
+    raise TokzooError(f"there is no file at {name}: check the path.")
+  with on_disk(name) as path:
+    model = _from_file(path, preset, tokenizer)
+  model.card = dataclasses.replace(model.card, name=name)
+  return model
 
 
 def _from_file(

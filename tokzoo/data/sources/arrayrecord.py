@@ -4,6 +4,9 @@
   train-00000-of-00003.arrayrecord   ArrayRecord files, one record to a chunk, uncompressed
   test-00000-of-00001.arrayrecord    (pictures are compressed already), with checksums
 
+PATH may be remote (gs://...): its files are then copied into the cache once. For data larger than
+the disk mount the bucket instead (gcsfuse, mountpoint-s3) and name the mounted folder.
+
 A record is a header and the bytes of an image file, as they were in the source:
 
   uint32  little-endian, the length n of the header
@@ -12,7 +15,6 @@ A record is a header and the bytes of an image file, as they were in the source:
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -25,6 +27,7 @@ from tokzoo.data.sources.base import (
   require_split,
 )
 from tokzoo.errors import TokzooError
+from tokzoo.remote import Located, kept_copy, located, size_of
 
 FORMAT = "tokzoo-arrayrecord"
 VERSION = 1
@@ -39,14 +42,16 @@ class ArrayRecordSource(Source):
       raise TokzooError(
         "the source arrayrecord: lacks its path: write arrayrecord:PATH."
       )
-    folder = Path(path).expanduser()
+    folder = located(path)
     manifest = read_manifest(folder)
     require_split(f"arrayrecord:{path}", split, tuple(manifest["splits"]))
     part = manifest["splits"][split]
     for file in part["files"]:
       _require_whole(folder / file["name"], file["bytes"])
     try:
-      files = [str(folder / file["name"]) for file in part["files"]]
+      files = [
+        str(kept_copy(folder / file["name"], file["sha256"])) for file in part["files"]
+      ]
       self._records = ArrayRecordDataSource(files)
     except (RuntimeError, ValueError) as error:
       raise TokzooError(
@@ -92,7 +97,7 @@ def unpack(record: bytes) -> Encoded:
   return Encoded(record[start:], fields["key"], fields.get("label"), fields.get("text"))
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Located) -> dict[str, Any]:
   """The manifest of a prepared folder.
 
   Raises:
@@ -118,10 +123,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
   return manifest
 
 
-def _require_whole(path: Path, size: int) -> None:
+def _require_whole(path: Located, size: int) -> None:
   """Raises a TokzooError unless the file is there with the size that the manifest has."""
-  if not path.is_file() or path.stat().st_size != size:
-    has = f"has {path.stat().st_size} bytes" if path.is_file() else "is missing"
+  found = size_of(path)
+  if found != size:
+    has = "is missing" if found is None else f"has {found} bytes"
     raise TokzooError(
       f"{path} {has} but the manifest says {size} bytes: prepare or copy the data again."
     )

@@ -14,13 +14,13 @@ order, and always returns the same record.
 import dataclasses
 import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tokzoo.errors import TokzooError
+from tokzoo.remote import Located, located
 
 Record = dict[str, Any]
 """One picture: `image`, `key` and, where the source has them, `label` and `text`."""
@@ -192,9 +192,7 @@ def require_split(name: str, split: str, known: Sequence[str]) -> None:
     )
 
 
-def split_folder(
-  kind: str, path: str | Path, split: str
-) -> tuple[Path, tuple[str, ...]]:
+def split_folder(kind: str, path: str, split: str) -> tuple[Located, tuple[str, ...]]:
   """Where the files of a split lie: in `path/split` if `path` has parts, else in `path`.
 
   A path has parts when it is a folder that holds a folder called `train`. One without parts
@@ -208,20 +206,20 @@ def split_folder(
   """
   if not path:
     raise TokzooError(f"the source {kind}: lacks its path: write {kind}:PATH.")
-  path = Path(path).expanduser()
-  if not path.exists():
+  place = located(path)
+  if not place.exists():
     raise TokzooError(
-      f"no such file or folder: {path}; check the path after '{kind}:'."
+      f"no such file or folder: {place}; check the path after '{kind}:'."
     )
-  if (path / "train").is_dir():
+  if (place / "train").is_dir():
     parts = sorted(
-      part.name for part in path.iterdir() if part.is_dir() and part.name[0] != "."
+      part.name for part in place.iterdir() if part.is_dir() and part.name[0] != "."
     )
     require_split(f"{kind}:{path}", split, parts)
-    return path / split, tuple(parts)
+    return place / split, tuple(parts)
   if split != "train":
     raise TokzooError(
       f"{kind}:{path} has no split {split!r}, only train: to have parts, put the files "
       f"into {path}/train and {path}/{split}."
     )
-  return path, ("train",)
+  return place, ("train",)

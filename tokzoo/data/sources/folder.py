@@ -4,12 +4,14 @@
   PATH/CLASS/.../*.png        the first folder's name is the class, sorted by name
   PATH/train/..., /test/...   splits, each of one of the two kinds above
 
-Pictures are files whose name ends as a picture's does (`IMAGE_SUFFIXES`); other files are
+PATH may be remote (gs://...): each picture is then fetched when it is read. Pictures are files
+whose name ends as a picture's does (`IMAGE_SUFFIXES`); other files are
 counted in the description, hidden ones are not looked at. A file that cannot be decoded
 is an error that names it when it is read.
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from tokzoo.data.sources.base import (
@@ -21,6 +23,7 @@ from tokzoo.data.sources.base import (
   split_folder,
 )
 from tokzoo.errors import TokzooError
+from tokzoo.remote import Located, files_under
 
 
 class Folder(Source):
@@ -70,10 +73,14 @@ class Folder(Source):
       data = path.read_bytes()
     except OSError as error:
       raise BadRecord(str(path), error.strerror or str(error)) from error
+    except Exception as error:  # every store has errors of its own
+      if isinstance(path, Path):
+        raise
+      raise BadRecord(str(path), str(error)) from error
     return Encoded(data, str(path), self._labels.get(picture.parts[0]))
 
 
-def _classes(root: Path, pictures: list[Path]) -> tuple[str, ...]:
+def _classes(root: Located, pictures: list[Path]) -> tuple[str, ...]:
   """The first folders of the pictures' paths, sorted; none if they lie in `root` itself."""
   loose = [picture for picture in pictures if len(picture.parts) == 1]
   if len(loose) == len(pictures):
@@ -87,9 +94,16 @@ def _classes(root: Path, pictures: list[Path]) -> tuple[str, ...]:
   return tuple(names)
 
 
-def _pictures_under(root: Path) -> tuple[list[Path], int]:
+def _pictures_under(root: Located) -> tuple[list[Path], int]:
   """The pictures' paths relative to `root`, sorted, and the number of other files."""
-  pictures, num_others = [], 0
+  files = _files_here(root) if isinstance(root, Path) else map(Path, files_under(root))
+  shown = [file for file in files if not any(part[0] == "." for part in file.parts)]
+  pictures = [file for file in shown if file.name.lower().endswith(IMAGE_SUFFIXES)]
+  return sorted(pictures), len(shown) - len(pictures)
+
+
+def _files_here(root: Path) -> Iterator[Path]:
+  """The paths of all files below a folder of this machine, relative to it."""
   seen = set()
   for folder, folders, files in os.walk(root, followlinks=True):
     real = os.path.realpath(folder)
@@ -99,10 +113,4 @@ def _pictures_under(root: Path) -> tuple[list[Path], int]:
     seen.add(real)
     folders[:] = [name for name in folders if name[0] != "."]
     for name in files:
-      if name[0] == ".":
-        continue
-      if name.lower().endswith(IMAGE_SUFFIXES):
-        pictures.append((Path(folder) / name).relative_to(root))
-      else:
-        num_others += 1
-  return sorted(pictures), num_others
+      yield (Path(folder) / name).relative_to(root)

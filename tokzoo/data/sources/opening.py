@@ -2,7 +2,6 @@
 
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from tokzoo.data.config import DataConfig
 from tokzoo.data.sources.arrayrecord import MANIFEST, ArrayRecordSource
@@ -13,6 +12,7 @@ from tokzoo.data.sources.packaged import Photos, digits
 from tokzoo.data.sources.tokens import TokenSource
 from tokzoo.data.sources.webdataset import WebDataset
 from tokzoo.errors import TokzooError, unknown
+from tokzoo.remote import located
 
 KINDS = (
   "photos",
@@ -59,7 +59,7 @@ def guess_source(path: str) -> str:
     raise TokzooError(f"{path} holds tokens: name a source of pictures instead.")
   if kind in KINDS:
     return path
-  place = Path(path).expanduser()
+  place = located(path)
   if place.suffix == ".tar" and place.is_file():
     return f"webdataset:{path}"
   if not place.is_dir():

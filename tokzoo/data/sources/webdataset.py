@@ -106,6 +106,11 @@ def _tar_files(path: str, split: str) -> tuple[list[Path], tuple[str, ...]]:
     files, splits = [Path(file) for file in glob.glob(path)], ("train",)
   else:
     root, splits = split_folder("webdataset", path, split)
+    if not isinstance(root, Path):
+      raise TokzooError(
+        f"webdataset:{path} is remote, but tar files are read on this machine only: mount the "
+        "bucket, or copy them here."
+      )
     files = [root] if root.is_file() else list(root.glob("*.tar"))
   if not files:
     raise TokzooError(
