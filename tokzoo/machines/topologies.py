@@ -138,6 +138,9 @@ def devices(name: str) -> Sequence[Any]:
         if topology.chip_name == "v4":
           # Both cores of a chip as one device, as jax shows them on a real one.
           options["chip_config_name"] = "megacore_dense"
+        if set(topology.shape) == {1}:
+          # libtpu before 0.0.43 takes every host for a whole one.
+          options["chips_per_host_bounds"] = [1, 1, 1]
         found = topologies.get_topology_desc(
           f"{topology.chip_name}:{shape}", "tpu", **options
         )
