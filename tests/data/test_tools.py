@@ -1,5 +1,6 @@
 """check, prepare and bench, and that prepared data is what it was prepared from."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -12,8 +13,10 @@ import pytest
 from rich.table import Table
 
 from tests.data.pictures import CLASSES, encoded, picture, write_class_folder
+from tokzoo.cli.data import read_needs
 from tokzoo.data import (
   DataConfig,
+  Needs,
   bench,
   check,
   evaluation_batches,
@@ -242,5 +245,28 @@ def test_bench_counts():
   rate = report.batches * 32 / report.seconds
   assert report.records_per_second == pytest.approx(rate)
   assert report.megabytes_per_second == pytest.approx(rate * 8 * 8 * 4 / 1e6)
+  assert report.bytes_per_second == pytest.approx(rate * (8 * 8 * 4 + 4))
+  assert report.headroom is None and "keeps_up" not in report.as_dict()
   with pytest.raises(TokzooError, match="0 seconds"):
     bench(DataConfig(source="digits"), 8, seconds=0)
+
+
+@pytest.mark.parametrize("text, unit", [("10ex", "records"), ("0.5kB/s", "bytes")])
+def test_bench_says_whether_the_input_keeps_up(text, unit):
+  needs = read_needs(text)
+  assert needs.unit == unit
+  report = bench(DataConfig(source="digits", threads=0), 32, 0.05, needs)
+  assert report.headroom is not None and report.headroom > 1
+  assert dict(report.rows())["keeps up"].startswith("yes")
+  slow = dataclasses.replace(report, needs=Needs(needs.per_second * 1e9, unit))
+  assert slow.headroom == pytest.approx(report.headroom / 1e9)
+  assert dict(slow.rows())["keeps up"].startswith("no, 0% of what is needed")
+  assert slow.as_dict()["keeps_up"] is False
+
+
+def test_needs():
+  assert read_needs("3.2e9") == Needs(3.2e9, "bytes")
+  assert read_needs("3.2GB") == read_needs("3.2GB/s") == Needs(3.2e9, "bytes")
+  for wrong in ("fast", "0", "-3", "1..2", "3 furlongs", "ex"):
+    with pytest.raises(TokzooError, match="neither bytes a second"):
+      read_needs(wrong)

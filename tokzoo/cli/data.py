@@ -1,5 +1,6 @@
 """`tokzoo data check`, `prepare` and `bench`: a data set before it is trained on."""
 
+import re
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from tokzoo.data import (
   BenchReport,
   CheckReport,
   DataConfig,
+  Needs,
   PrepareReport,
   guess_source,
 )
@@ -19,13 +21,14 @@ from tokzoo.data import bench as run_bench
 from tokzoo.data import check as run_check
 from tokzoo.data import prepare as run_prepare
 from tokzoo.data.config import Crop
-from tokzoo.errors import unknown
+from tokzoo.errors import TokzooError, unknown
 
 _HELP = """usage: tokzoo data COMMAND ...
 
   tokzoo data check PATH               Read some records: shapes, ranges, classes, bad files.
   tokzoo data prepare NAME --out DIR   Copy a data set to ArrayRecord files with a manifest.
-  tokzoo data bench PATH --size N      How many records come a second.
+  tokzoo data bench PATH --size N      How many records come a second, and whether that does
+                                       (--needs 3.2GB or 4096ex, see tokzoo plan).
 
 PATH or NAME: photos, digits, fashion-mnist[:PATH], folder:PATH, arrayrecord:PATH, tfds:NAME,
 webdataset:PATH, or a path alone. tokzoo data COMMAND --help says more."""
@@ -105,9 +108,12 @@ def bench(
   batch_size: int = 64,
   threads: int = 4,
   seconds: float = 5.0,
+  needs: str | None = None,
   json: bool = False,
-) -> None:
+) -> int:
   """Measures how fast batches come, without a model.
+
+  With --needs the exit code is 1 if the input does not keep up.
 
   Args:
     path: a source, or a path alone.
@@ -118,6 +124,8 @@ def bench(
     batch_size: pictures per batch.
     threads: that read and decode.
     seconds: how long to measure after the first batch.
+    needs: what one host must deliver a second: bytes as  tokzoo plan  prints them (3.2e9,
+      3.2GB) or examples (4096ex).
     json: print JSON instead of a table.
   """
   config = DataConfig(
@@ -128,7 +136,31 @@ def bench(
     size=size,
     threads=threads,
   )
-  _print(f"reading {path}", run_bench(config, batch_size, seconds), json)
+  asked = None if needs is None else read_needs(needs)
+  report = run_bench(config, batch_size, seconds, asked)
+  _print(f"reading {path}", report, json)
+  return 1 if report.headroom is not None and report.headroom < 1 else 0
+
+
+def read_needs(text: str) -> Needs:
+  """What is needed a second: "3.2e9", "3.2GB" or "4096ex".
+
+  Raises:
+    TokzooError: something else.
+  """
+  found = re.fullmatch(r"([0-9.]+(?:e\+?[0-9]+)?) ?(ex|B|kB|MB|GB)?(?:/s)?", text)
+  try:
+    number = float(found[1]) if found else 0.0
+  except ValueError:
+    number = 0.0
+  if found is None or number <= 0:
+    raise TokzooError(
+      f"--needs {text!r} is neither bytes a second (3.2e9, 3.2GB) nor examples a second "
+      "(4096ex): write one of these."
+    )
+  if found[2] == "ex":
+    return Needs(number, "records")
+  return Needs(number * {"kB": 1e3, "MB": 1e6, "GB": 1e9}.get(found[2], 1.0), "bytes")
 
 
 def _print(

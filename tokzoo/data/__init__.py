@@ -1,6 +1,6 @@
 """Data: Grain pipelines over random-access sources."""
 
-from tokzoo.data.bench import BenchReport, bench
+from tokzoo.data.bench import BenchReport, Needs, bench
 from tokzoo.data.check import CheckReport, check
 from tokzoo.data.config import DataConfig
 from tokzoo.data.pipeline import OnePass, evaluation_batches, host_rows, loader
@@ -11,6 +11,7 @@ __all__ = [
   "BenchReport",
   "CheckReport",
   "DataConfig",
+  "Needs",
   "OnePass",
   "PrepareReport",
   "Source",
