@@ -14,7 +14,7 @@ COMMANDS = {
   "show": ("zoo", "One system, recipe or checkpoint in full."),
   "train": ("training", "Train a recipe, or continue its run."),
   "launch": ("launching", "Train on a pod, GPU nodes, or several processes here."),
-  "export": ("training", "Turn a run into one checkpoint file."),
+  "export": ("exporting", "Turn a run into one checkpoint file, and back."),
   "encode": ("coding", "Pictures, or a whole data set, to tokens."),
   "tokenize-dataset": (
     "tokenize_dataset",
@@ -27,7 +27,10 @@ COMMANDS = {
   "reproduce": ("reproducing", "Measure a system's claims and write the report."),
   "verify-checkpoint": ("verifying", "Is every checkpoint of a run whole?"),
   "convert": ("converting", "Published weights to ours, and back."),
-  "plan": ("planning", "Will it fit a machine that is not here, how fast, at what cost?"),
+  "plan": (
+    "planning",
+    "Will it fit a machine that is not here, how fast, at what cost?",
+  ),
   "bench": ("benching", "Time the kernels beside named peers."),
   "data": ("data", "Check, prepare or time a data set."),
 }
@@ -84,13 +87,29 @@ def _quiet_start() -> None:
   # Absl and XLA greet on stderr; a user's one sentence should stand alone there.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   os.environ.setdefault("ABSL_MIN_LOG_LEVEL", "2")
-  import jax
+  _ignore_absent_accelerators()
+  from tokzoo.machines.topologies import quiet
 
+  with quiet():  # libraries that find no driver write before they can be told not to
+    import jax
   from tokzoo.places import cache_dir
 
   # A second start of the same command compiles nothing.
   jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "jax"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _ignore_absent_accelerators() -> None:
+  """Pins the CPU where the extra `plan` brought compilers of accelerators that are not here:
+  jax would look for each, slowly, and say at length that there is no driver."""
+  import glob
+  from importlib.util import find_spec
+
+  devices = ("/dev/nvidia*", "/dev/dxg", "/dev/accel*", "/dev/vfio/*", "/dev/kfd")
+  if "JAX_PLATFORMS" in os.environ or any(map(glob.glob, devices)):
+    return
+  if find_spec("libtpu") or find_spec("jax_plugins"):
+    os.environ["JAX_PLATFORMS"] = "cpu"
 
 
 if __name__ == "__main__":

@@ -172,9 +172,20 @@ def with_tokens(recipe: Recipe, tokenizer: PretrainedTokenizer, out: Path) -> Re
   return dataclasses.replace(recipe, data=encoded(recipe.data), evaluators=evaluators)
 
 
-def remember_origin(data: DataConfig, out: Path) -> None:
-  """Notes in a run whose tokens it learns (tokenizer.txt); the loader refuses others."""
-  write_atomic(out / "tokenizer.txt", f"{origin_of(data)}\n".encode())
+def remember_origin(data: DataConfig, out: Path, restart: bool = False) -> None:
+  """Notes in a run whose tokens it learns (tokenizer.txt); the loader refuses others.
+
+  Raises:
+    TokzooError: the run that is there, and is not begun anew, learns those of another one.
+  """
+  path, now = out / "tokenizer.txt", str(origin_of(data))
+  before = path.read_text().strip() if path.is_file() else now
+  if before != now and not restart:
+    raise TokzooError(
+      f"{out} holds a run on the tokens of {before}, but {data.source} holds those of {now}: "
+      "name data of the same tokenizer, choose another --out, or pass --restart."
+    )
+  write_atomic(path, f"{now}\n".encode())
 
 
 def origin_of(data: DataConfig) -> Origin:

@@ -1,24 +1,21 @@
-"""`tokzoo train` and `tokzoo export`."""
+"""`tokzoo train`."""
 
 import dataclasses
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import tyro
 from rich.console import Console
 
-from tokzoo.cli.console import emit, facts, note, parse, read_arguments
+from tokzoo.cli.console import emit, facts, read_arguments
 from tokzoo.cli.experiments import find_recipe, load_experiment
 from tokzoo.cli.tokenizing import remember_origin, with_tokens
 from tokzoo.errors import TokzooError, unknown
 from tokzoo.hub import load
-from tokzoo.systems import part_of_config
-from tokzoo.train import Recipe, Result, from_json, load_run, to_json, train
+from tokzoo.train import Recipe, Result, train
 from tokzoo.train.hosts import Hosts, joined
-from tokzoo.version import code_version
-from tokzoo.weights.checkpoint import write_checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +59,11 @@ def run_train(arguments: Sequence[str]) -> int:
 
 
 def _train(what: Train, rest: Sequence[str], wants_help: bool) -> int:
+  if what.out is not None and what.out.parts[:1] and what.out.parts[0].endswith(":"):
+    raise TokzooError(
+      f"--out {what.out} is remote, but a run is kept in a folder: name one on storage that all "
+      "hosts mount, and export the run to where you like."
+    )
   named = find_recipe(load_experiment(what.experiment), what.recipe)
   refuse_misspelt(rest, Train)
   recipe = read_arguments(
@@ -124,48 +126,8 @@ def run_recipe(recipe: Recipe, out: Path, **settings: Any) -> Result:
     tokenizer = load(recipe.tokenizer)
     recipe = with_tokens(recipe, tokenizer, out)
   if recipe.data.source.startswith("tokens:"):
-    remember_origin(recipe.data, out)
+    remember_origin(recipe.data, out, settings.get("restart", False))
   initial = None
   if recipe.init_from is not None and not Path(recipe.init_from).is_dir():
     initial = load(recipe.init_from).variables
   return train(recipe, out, initial=initial, **settings)
-
-
-def run_export(arguments: Sequence[str]) -> None:
-  parse(export, "export", arguments)
-
-
-def export(
-  run: Annotated[Path, tyro.conf.Positional],
-  /,
-  out: Path,
-  weights_licence: str = "not stated",
-) -> None:
-  """Turns a run into one checkpoint file that tokzoo.load reads.
-
-  Args:
-    run: the run directory.
-    out: the file to write, *.safetensors.
-    weights_licence: under which others may use the weights.
-  """
-  if out.suffix != ".safetensors":
-    raise TokzooError(f"a checkpoint ends in .safetensors; {out} does not.")
-  model = load(run)
-  recipe_json, _, step = load_run(run)
-  recipe = from_json(recipe_json)
-  system, part = part_of_config(model.config)
-  header = {
-    "system": system,
-    "part": part,
-    "config": to_json(model.config),
-    "recipe": recipe_json,
-    "step": step,
-    "tile": getattr(recipe.task, "tile", False),
-    "sampling": recipe.sampling,
-    "tokenizer": recipe.tokenizer,
-    "tokenizer_origin": model.card.header.get("tokenizer_origin"),
-    "weights_licence": weights_licence,
-    "code_version": code_version(),
-  }
-  write_checkpoint(out, model.variables, header)
-  note(f"wrote {out}: {system} {part}, {model.num_parameters / 1e6:.2f} M parameters.")

@@ -3,7 +3,13 @@
 from tokzoo.data.bench import BenchReport, Needs, bench
 from tokzoo.data.check import CheckReport, check
 from tokzoo.data.config import DataConfig
-from tokzoo.data.pipeline import OnePass, evaluation_batches, host_rows, loader
+from tokzoo.data.pipeline import (
+  OnePass,
+  evaluation_batches,
+  host_rows,
+  loader,
+  state_after,
+)
 from tokzoo.data.prepare import PrepareReport, prepare
 from tokzoo.data.sources import Source, SourceInfo, guess_source, open_source
 
@@ -24,4 +30,5 @@ __all__ = [
   "loader",
   "open_source",
   "prepare",
+  "state_after",
 ]

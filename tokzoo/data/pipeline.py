@@ -131,6 +131,11 @@ def loader(
   return _in_threads(grain.MapDataset.range(batches).map(make), config)
 
 
+def state_after(batches: int) -> dict[str, int]:
+  """The state of a `loader` from which so many batches were taken."""
+  return {"next_index": batches}
+
+
 def evaluation_batches(
   config: DataConfig,
   batch_size: int,
