@@ -75,16 +75,17 @@ class Local:
         # A new port each time: the old one may still be closing.
         with self._started(job, self.render(job).commands) as processes:
           ended = watch(processes, self.grace_seconds, lambda: request.name is not None)
-        if ended.code in (0, MISTAKE) or request.name is not None:
+        if ended.code == 0 or request.name is not None:
           break
-        left = job.restarts - attempt
+        left = job.restarts - attempt if ended.code != MISTAKE else 0
         print(
-          f"tokzoo: {ended.sentence}; "
-          + (f"starting again ({left} left)." if left else "giving up.")
-          + f" See {job.folder}/process-*.log.",
+          f"tokzoo: {ended.sentence} (its log: {job.folder}/process-*.log); "
+          + (f"starting again, {left} times at most." if left else "not started again."),
           file=sys.stderr,
           flush=True,
         )
+        if not left:
+          break
     return ended.code
 
   @contextlib.contextmanager

@@ -37,7 +37,8 @@ class Ended:
   """How the processes of a run ended.
 
   codes:  of each process; negative for a signal
-  blame:  the process that ended first by itself, or hung; None if none did
+  blame:  the process that was the first to end by itself, or hung; None if all are done,
+          or none did
   hung:   whether that one had to be killed
   """
 
@@ -62,6 +63,8 @@ class Ended:
     if self.hung:
       return f"process {self.blame} hung: the others lost it, and it was killed"
     code = self._cause()
+    if code == 0:
+      return f"process {self.blame} left the run before its end"
     if code < 0:
       return f"process {self.blame} was killed by {signal.Signals(-code).name}"
     return f"process {self.blame} failed with exit code {code}"
@@ -105,8 +108,10 @@ def watch(
       _signal([processes[i] for i in hung], signal.SIGKILL)
     time.sleep(_PAUSE)
   in_order = tuple(codes[index] for index in range(len(processes)))
+  if not any(in_order):
+    return Ended(in_order)
   for index, code in codes.items():
-    if code and code not in _VICTIM and index not in hung:
+    if code not in _VICTIM and index not in hung:
       return Ended(in_order, index)
   return Ended(in_order, hung[0] if hung else None, bool(hung))
 

@@ -248,10 +248,10 @@ class Checkpoints:
       if fault:
         raise Damaged(fault)
       for name, array in arrays.items():
-        # Sums of bfloat16 and its like are not NumPy's; jax knows what floats are.
-        if jax.numpy.issubdtype(array.dtype, jax.numpy.floating):
-          if not np.isfinite(array.astype(np.float32)).all():
-            raise Damaged(f"{name} is not finite")
+        # Of bfloat16 and its like NumPy knows little.
+        is_float = jax.numpy.issubdtype(array.dtype, jax.numpy.floating)
+        if is_float and not np.isfinite(array.astype(np.float32)).all():
+          raise Damaged(f"{name} is not finite")
         total += array.nbytes
     return {"arrays": len(layout), "bytes": total}
 

@@ -1,0 +1,1 @@
+"""A run of four processes that are killed, stopped and starved."""
