@@ -68,7 +68,9 @@ def gathered(layout: Layout) -> Gather:
       )
 
     def scatter(_: None, gradient: Array) -> tuple[Array]:
-      return (jax.lax.with_sharding_constraint(gradient, place),)
+      # Likewise, or products for the gradient are split by the weight's axis.
+      summed = jax.lax.with_sharding_constraint(gradient, whole)
+      return (jax.lax.with_sharding_constraint(summed, place),)
 
     gather.defvjp(lambda x: (gather(x), None), scatter)
     return gather
