@@ -87,11 +87,9 @@ def _quiet_start() -> None:
   # Absl and XLA greet on stderr; a user's one sentence should stand alone there.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   os.environ.setdefault("ABSL_MIN_LOG_LEVEL", "2")
-  _ignore_absent_accelerators()
-  from tokzoo.machines.topologies import quiet
+  import jax
 
-  with quiet():  # libraries that find no driver write before they can be told not to
-    import jax
+  _ignore_absent_accelerators()
   from tokzoo.places import cache_dir
 
   # A second start of the same command compiles nothing.
@@ -105,11 +103,13 @@ def _ignore_absent_accelerators() -> None:
   import glob
   from importlib.util import find_spec
 
+  import jax
+
   devices = ("/dev/nvidia*", "/dev/dxg", "/dev/accel*", "/dev/vfio/*", "/dev/kfd")
   if "JAX_PLATFORMS" in os.environ or any(map(glob.glob, devices)):
     return
   if find_spec("libtpu") or find_spec("jax_plugins"):
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    jax.config.update("jax_platforms", "cpu")
 
 
 if __name__ == "__main__":
