@@ -229,8 +229,15 @@ def bae_512() -> Recipe:
 def bae_1024() -> Recipe:
   """The tokenizer at 1,024 pixels: the multi-resolution stage, from bae-512's weights."""
   recipe = _bae("bae-1024", 1024)
+  # The discriminator comes trained with the other weights, and goes on from the first step.
+  discriminator = dataclasses.replace(recipe.optimizers["discriminator"], start_step=0)
   return dataclasses.replace(
-    recipe, batch_size=512, steps=100_000, init_from="runs/instella-t2i-bae-512"
+    recipe,
+    task=dataclasses.replace(recipe.task, adversary=Adversary(weight=0.1)),
+    optimizers={**recipe.optimizers, "discriminator": discriminator},
+    batch_size=512,
+    steps=100_000,
+    init_from="runs/instella-t2i-bae-512",
   )
 
 
