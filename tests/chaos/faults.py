@@ -26,6 +26,7 @@ Deed = Literal[
   "late",
   "absent",
   "failing",
+  "without data",
   "disk full",
   "slow disk",
 ]
@@ -92,6 +93,7 @@ FAULTS = (
   Fault("late", 3, "before meeting", ending="done"),
   Fault("absent", 3, "before meeting"),
   Fault("failing", 1, "in step 6"),
+  Fault("without data", 2, "in step 6"),
   Fault("disk full", 1, "while step 4 is written"),
   Fault("slow disk", 1, "while step 8 is written", ending="done"),
   Fault("killed", 2, "when step 8 is written", "deleted"),

@@ -28,8 +28,8 @@ from tokzoo.train.checkpoint import Checkpoints
 from tokzoo.train.hosts import Hosts, joined
 
 STEPS = 12
-WAIT, LOST, GRACE = 12, 5, 9
-"""Seconds: to meet; of silence; and for the others, after the first bad end."""
+WAIT, LOST, STUCK, GRACE = 12, 5, 8, 9
+"""Seconds: to meet; of silence; without data; and for the others, after the first bad end."""
 LATE, PAUSE = 5.0, 1.5
 """Seconds that a late process comes late, and that a paused one stands still."""
 
@@ -117,6 +117,8 @@ class Striker:
         time.sleep(LATE)
       case "absent":
         os._exit(0)
+      case "without data":
+        time.sleep(3600)
       case "failing":
         raise RuntimeError("the disk of this host's data is gone")
       case "slow disk":
@@ -150,7 +152,7 @@ def run(attempt: Attempt, index: int, port: int) -> None:
   striker = Striker(attempt.fault, index, out)
   striker.reach("before meeting")
   striker.lie_in_wait()
-  hosts = Hosts(f"127.0.0.1:{port}", attempt.processes, index, WAIT, LOST)
+  hosts = Hosts(f"127.0.0.1:{port}", attempt.processes, index, WAIT, LOST, STUCK)
   with joined(hosts):
     recipe = chaos_recipe(2 * attempt.processes)
     mesh = make_mesh(recipe.mesh)

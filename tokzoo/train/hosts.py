@@ -7,14 +7,18 @@ A process that has failed leaves at once (`joined`): its exit is what tells the 
 would wait for it in a collective. They ask jax's coordination service which process it was,
 say so, and leave with `LOST`, upon which a scheduler starts the job again. Where a process
 hangs instead of dying, its heartbeats stop; after `lost_seconds` jax itself ends the others,
-naming it (SIGABRT).
+naming it (SIGABRT). Heartbeats come from a thread of their own, though: a process whose data
+do not come has to end itself (`patience`).
 """
 
 import contextlib
+import contextvars
 import dataclasses
+import faulthandler
 import os
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 
@@ -44,6 +48,11 @@ class Hosts:
   """How long a process waits for the others to come."""
   lost_seconds: int = 100
   """Silence after which a process is taken for lost, and the run ends."""
+  stuck_seconds: int = 1200
+  """How long a process waits for its own data before it gives up."""
+
+
+_PATIENCE: contextvars.ContextVar[float] = contextvars.ContextVar("stuck_seconds")
 
 
 def join(hosts: Hosts) -> None:
@@ -80,6 +89,7 @@ def joined(hosts: Hosts) -> Iterator[None]:
   lost, and 1 after anything else: jax would first wait for the others, and they for it.
   """
   join(hosts)
+  _PATIENCE.set(hosts.stuck_seconds)
   try:
     yield
   except (Exception, KeyboardInterrupt) as error:
@@ -102,6 +112,39 @@ def joined(hosts: Hosts) -> Iterator[None]:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+@contextlib.contextmanager
+def patience(what: str) -> Iterator[None]:
+  """Ends this process if the block takes longer than `stuck_seconds` of a joined run.
+
+  Around what one process does alone while the others wait for it.
+
+  Args:
+    what: that is waited for, for the message.
+  """
+  seconds = _PATIENCE.get(None)
+  if seconds is None or jax.process_count() == 1:
+    yield
+    return
+
+  def give_up() -> None:
+    faulthandler.dump_traceback()
+    print(
+      f"tokzoo: process {jax.process_index()} of {jax.process_count()} gives up: {what} did "
+      f"not come within {seconds:g} s, and the others wait.",
+      file=sys.stderr,
+      flush=True,
+    )
+    os._exit(1)
+
+  timer = threading.Timer(seconds, give_up)
+  timer.daemon = True
+  timer.start()
+  try:
+    yield
+  finally:
+    timer.cancel()
 
 
 def find_lost(error: BaseException, seconds: float) -> str | None:

@@ -372,7 +372,8 @@ def _peek(batches: DataIterator, rows: int) -> dict[str, np.ndarray]:
 
 def _next(batches: DataIterator, done: int) -> Mapping[str, Any]:
   try:
-    return next(batches)
+    with hosts.patience(f"batch {done + 1}"):
+      return next(batches)
   except StopIteration:
     raise TokzooError(
       f"the data ended after {done} batches: use data that repeats, or fewer steps."
