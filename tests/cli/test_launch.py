@@ -239,7 +239,6 @@ def test_what_does_not_fit_is_refused(command, monkeypatch):
     asked.append((recipe.batch_size, topology))
     return Found(fits=recipe.batch_size <= 64)
 
-  monkeypatch.setattr(launching, "plan", plan)
   words = (
     "launch",
     "instella-t2i",
@@ -249,6 +248,11 @@ def test_what_does_not_fit_is_refused(command, monkeypatch):
     "h100:8x1",
     "--dry-run",
   )
+  monkeypatch.setattr(launching, "is_installed", lambda topology: False)
+  blind = command(*words)
+  assert blind.code == 2 and "tokzoo[plan]" in blind.err and "--force" in blind.err
+  monkeypatch.setattr(launching, "is_installed", lambda topology: True)
+  monkeypatch.setattr(launching, "plan", plan)
   refused = command(*words, "--batch-size", 128)
   assert (
     refused.code == 2 and "does not fit" in refused.err and "--force" in refused.err

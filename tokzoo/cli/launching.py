@@ -22,7 +22,7 @@ from tokzoo.launch import (
   Xpk,
   submit,
 )
-from tokzoo.machines import Topology, parse
+from tokzoo.machines import Topology, is_installed, parse
 from tokzoo.train import Recipe
 from tokzoo.train.mesh import mesh_sizes
 from tokzoo.train.plan import plan
@@ -156,7 +156,13 @@ def make_job(
 
 
 def _require_fit(recipe: Recipe, topology: str) -> None:
-  """Raises `TokzooError` where the compiler of a machine says that a recipe does not fit."""
+  """Raises `TokzooError` where the compiler of a machine says that a recipe does not fit,
+  or where it is not installed."""
+  if not is_installed(topology):
+    raise TokzooError(
+      f"whether {recipe.name} fits {topology} is seen by compiling it, and the compiler is "
+      'not installed: run  pip install "tokzoo[plan]", or pass --force.'
+    )
   note(f"compiling {recipe.name} for {topology}, to see whether it fits ...")
   found = plan(recipe, topology)
   if not found.fits:

@@ -94,7 +94,9 @@ def joined(hosts: Hosts) -> Iterator[None]:
     yield
   except (Exception, KeyboardInterrupt) as error:
     lost = find_lost(error, hosts.lost_seconds)
-    me = f"tokzoo: process {jax.process_index()} of {jax.process_count()}"
+    # jax.process_index() would open the devices first, together with the others.
+    state = distributed.global_state
+    me = f"tokzoo: process {state.process_id} of {state.num_processes}"
     if lost:
       print(
         f"{me} stops: {lost} was lost; start the run again to continue from its newest "
