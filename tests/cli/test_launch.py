@@ -449,6 +449,7 @@ def job_state(number: str) -> str:
   return told.stdout
 
 
+@pytest.mark.slow
 @needs_slurm
 def test_processes_meet_in_a_real_slurm(experiment, capfd):
   number = submit_to_slurm(capfd)
@@ -458,6 +459,7 @@ def test_processes_meet_in_a_real_slurm(experiment, capfd):
   assert (experiment / "run" / "checkpoints" / "00000002").is_dir()
 
 
+@pytest.mark.slow
 @needs_slurm
 def test_a_real_slurm_starts_a_killed_run_again(experiment, monkeypatch, capfd):
   monkeypatch.setenv("STRIKE", "1")

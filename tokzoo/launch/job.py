@@ -7,6 +7,7 @@ own tools keep them.
 """
 
 import dataclasses
+import json
 import shlex
 import shutil
 import subprocess
@@ -152,6 +153,4 @@ exit $status"""
 
 def yaml(value: str | int | bool) -> str:
   """A scalar of YAML (JSON's are)."""
-  import json
-
   return json.dumps(value)

@@ -80,7 +80,9 @@ class Local:
         left = job.restarts - attempt if ended.code != MISTAKE else 0
         print(
           f"tokzoo: {ended.sentence} (its log: {job.folder}/process-*.log); "
-          + (f"starting again, {left} times at most." if left else "not started again."),
+          + (
+            f"starting again, {left} times at most." if left else "not started again."
+          ),
           file=sys.stderr,
           flush=True,
         )

@@ -39,18 +39,19 @@ class Slurm:
       f"--output={job.folder}/%j.log",
       *self.options,
     ]
-    directives = "\n".join(f"#SBATCH {option}" for option in options if option)
     environment = dict(job.environment)
     if is_gpu:
       # jax would give a task of Slurm one GPU, but a task here feeds all of its node.
       gpus = ",".join(map(str, range(topology.shape[0])))
       environment["JAX_LOCAL_DEVICE_IDS"] = gpus
-    text = f"""#!/bin/bash
-{directives}
-# {job.name} on {topology}, written by tokzoo launch.
-set -uo pipefail
-{exports(environment)}
-{job.setup}
+    lines = [
+      "#!/bin/bash",
+      *(f"#SBATCH {option}" for option in options if option),
+      f"# {job.name} on {topology}, written by tokzoo launch.",
+      "set -uo pipefail",
+      exports(environment),
+      job.setup,
+      f"""\
 srun --kill-on-bad-exit=1 {job.command}
 status=$?
 # 0: done. {MISTAKE}: a mistake, which a new start would repeat. Anything else: a host was lost.
@@ -58,6 +59,7 @@ restarts=${{SLURM_RESTART_COUNT:-0}}
 if [[ $status -ne 0 && $status -ne {MISTAKE} && $restarts -lt {job.restarts} ]]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
-exit $status
-"""
+exit $status""",
+    ]
+    text = "\n".join(line for line in lines if line) + "\n"
     return Rendered({path: text}, (("sbatch", str(path)),))
