@@ -1,29 +1,41 @@
-"""`tokzoo bench kernels`: how fast the kernels are, beside named peers."""
+"""`tokzoo bench kernels`, `train`, `scaling`: how fast tokzoo is, beside named peers."""
 
 import dataclasses
 import os
 import platform
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Any, Literal
 
 import jax
-import tyro
 from rich.console import Console
 
-from tokzoo.cli.console import emit, parse, table
+from tokzoo.cli.console import emit, facts, parse, table
 from tokzoo.errors import TokzooError, unknown
 from tokzoo.kernels.codebook_search.arg_specs import ARG_SPECS
 from tokzoo.version import code_version
 
+_HELP = """usage: tokzoo bench COMMAND ...
+
+  tokzoo bench kernels   Codebook search, bit packing and a VQ step beside named peers.
+  tokzoo bench train     The trainer's step beside PyTorch's, and what its loop costs.
+  tokzoo bench scaling   Operations and collectives of one device of 1, 2, 4 and 8.
+
+tokzoo bench COMMAND --help says more."""
+
 
 def run_bench(arguments: Sequence[str]) -> int:
-  return int(parse(bench, "bench", arguments) or 0)
+  commands = {"kernels": kernels, "train": train, "scaling": scaling}
+  if not arguments or arguments[0] in ("-h", "--help"):
+    print(_HELP)
+    return 0
+  name, *rest = arguments
+  if name not in commands:
+    raise unknown("benchmark", name, commands)
+  return int(parse(commands[name], f"bench {name}", rest) or 0)
 
 
-def bench(
-  what: Annotated[Literal["kernels"], tyro.conf.Positional],
-  /,
+def kernels(
   op: Literal["all", "codebook_search", "bit_packing", "vq_step"] = "all",
   spec: str | None = None,
   turns: int = 5,
@@ -35,8 +47,7 @@ def bench(
   faster. Peers that are not installed are left out with a word: `pip install tokzoo[bench]`.
 
   Args:
-    what: `kernels`, the search, the bit packing, and the training step made of them.
-    op: only one of them.
+    op: only one of them: the search, the bit packing, the training step made of them.
     spec: of codebook_search, one shape by name, also one that is slow on a CPU.
     turns: how often each program runs.
     json: print JSON instead of a table.
@@ -66,19 +77,13 @@ def bench(
     rows.extend(bit_packing.bench(turns))
   if op in ("all", "vq_step") and spec is None:
     rows.extend(vq_step.bench(turns))
-  told = {
-    "device": jax.devices()[0].device_kind,
-    "machine": f"{platform.machine()}, {_cores()} cores",
-    "jax": jax.__version__,
-    "tokzoo": code_version(),
-    "rows": [dataclasses.asdict(row) for row in rows],
-  }
+  told = {**_here(), "rows": [dataclasses.asdict(row) for row in rows]}
 
   def render(console: Console) -> None:
     columns = ("op", "spec", "ours", "seconds", "peer", "its seconds", "ratio", "MiB")
     console.print(
       table(
-        f"{told['device']}, {told['machine']}, jax {told['jax']}",
+        _title(told),
         columns,
         [
           (
@@ -98,6 +103,104 @@ def bench(
     console.print("ratio: our time / the peer's, MiB: beyond inputs and outputs")
 
   emit(told, json, render)
+
+
+def train(
+  turns: int = 7, batch_size: int = 8, steps: int = 72, json: bool = False
+) -> None:
+  """Times the trainer on a tiny TiTok-like tokenizer, with the same written in PyTorch.
+
+  The step alone is forward, backward and AdamW, float32, on one device, turn by turn with
+  PyTorch, eager and compiled; a ratio below 1 says that ours is faster. Then the trainer runs
+  with data, log lines and checkpoints: what it takes longer than the step is lost outside.
+
+  Args:
+    turns: how often each step is timed.
+    batch_size: pictures of 64 x 64 pixels.
+    steps: of the trainer's run.
+    json: print JSON instead of tables.
+  """
+  from tokzoo.train.bench import trainer
+
+  if turns < 1 or batch_size < 1:
+    raise TokzooError(
+      f"{turns} turns of batches of {batch_size} measure nothing: choose 1 or more."
+    )
+  report = trainer.bench(turns, batch_size, steps)
+  if report.left_out:
+    print(f"the peers are left out: {report.left_out}.", file=sys.stderr)
+  told = {**_here(), **dataclasses.asdict(report)}
+
+  def render(console: Console) -> None:
+    millions = report.parameters / 1e6
+    title = (
+      f"a step of {batch_size} pictures, {millions:.1f} M parameters; {_title(told)}"
+    )
+    columns = ("step", "seconds", "examples/s", "ours / its", "first step (s)")
+    rows = [tuple(dataclasses.asdict(row).values()) for row in report.rows]
+    console.print(table(title, columns, rows))
+    loop = report.loop
+    shown = {
+      "step in the loop": f"{loop.seconds_per_step:.4f} s",
+      "step alone": f"{loop.step_seconds:.4f} s",
+      "lost outside the step": f"{loop.lost:.1%}",
+      "waiting for data": f"{loop.data_wait:.2%}",
+      "a log line": f"{1e3 * loop.log_seconds:.1f} ms",
+      "first save": f"{loop.first_save_steps:.2f} steps",
+      "later saves": f"{loop.save_steps:.2f} steps, median of {loop.saves}",
+      "compiling, cold": f"{report.compile_seconds['cold']:.1f} s",
+      "compiling, warm": f"{report.compile_seconds['warm']:.1f} s",
+    }
+    console.print(facts("the trainer's loop", shown))
+
+  emit(told, json, render)
+
+
+def scaling(json: bool = False) -> None:
+  """Compiles the trainer's step for 1, 2, 4 and 8 simulated devices and counts.
+
+  Args:
+    json: print JSON instead of a table.
+  """
+  # Simulated devices must be asked for before jax looks for devices.
+  jax.config.update("jax_platforms", "cpu")
+  jax.config.update("jax_num_cpu_devices", 8)
+  from tokzoo.train.bench.scaling import scaling as count
+
+  rows = count()
+  told = {**_here(), "rows": [dataclasses.asdict(row) for row in rows]}
+
+  def render(console: Console) -> None:
+    columns = ("axis", "devices", "GFLOP", "theory", "MB sent", "theory", "state MB")
+    shown = [
+      (
+        row.axis,
+        row.devices,
+        f"{row.flops / 1e9:.3f}",
+        f"{row.flops_theory / 1e9:.3f}",
+        f"{row.sent / 1e6:.2f}",
+        " to ".join(dict.fromkeys(f"{each / 1e6:.2f}" for each in row.sent_theory)),
+        f"{row.state_bytes / 1e6:.2f}",
+      )
+      for row in rows
+    ]
+    console.print(table("one device, one step of 16 pictures in all", columns, shown))
+
+  emit(told, json, render)
+
+
+def _here() -> dict[str, Any]:
+  """Where and with what a number was measured."""
+  return {
+    "device": jax.devices()[0].device_kind,
+    "machine": f"{platform.machine()}, {_cores()} cores",
+    "jax": jax.__version__,
+    "tokzoo": code_version(),
+  }
+
+
+def _title(told: dict[str, Any]) -> str:
+  return f"{told['device']}, {told['machine']}, jax {told['jax']}"
 
 
 def _cores() -> int:

@@ -31,7 +31,7 @@ COMMANDS = {
     "planning",
     "Will it fit a machine that is not here, how fast, at what cost?",
   ),
-  "bench": ("benching", "Time the kernels beside named peers."),
+  "bench": ("benching", "Time the kernels and the trainer beside named peers."),
   "data": ("data", "Check, prepare or time a data set."),
 }
 """Command -> (module of tokzoo.cli, what it does)."""

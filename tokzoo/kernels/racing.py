@@ -67,14 +67,7 @@ def race(
     compiled = jax.jit(function).lower(*arguments).compile()
     peaks[name] = temporary_bytes(compiled)
     runs[name] = _bind(compiled, arguments)
-  times: dict[str, list[float]] = {name: [] for name in runs}
-  for turn in range(turns + 1):
-    for name, run in runs.items():
-      time.sleep(_REST)
-      begin = time.perf_counter()
-      run()
-      if turn:
-        times[name].append(time.perf_counter() - begin)
+  times = take_turns(runs, turns)
   median = {name: statistics.median(seconds) for name, seconds in times.items()}
   return [
     Row(
@@ -90,6 +83,21 @@ def race(
     for name in ours
     for peer in peers
   ]
+
+
+def take_turns(
+  runs: Mapping[str, Callable[[], Any]], turns: int
+) -> dict[str, list[float]]:
+  """Seconds of each call in each turn; all run once before the clock starts."""
+  times: dict[str, list[float]] = {name: [] for name in runs}
+  for turn in range(turns + 1):
+    for name, run in runs.items():
+      time.sleep(_REST)
+      begin = time.perf_counter()
+      run()
+      if turn:
+        times[name].append(time.perf_counter() - begin)
+  return times
 
 
 def jitted(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
