@@ -17,6 +17,7 @@ import hashlib
 import json
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,8 @@ class Checkpoints:
     self._keep = keep
     self._read_only = read_only
     self._unverified: dict[int, Mapping[str, Sequence[Any]]] = {}
-    quieten()
+    self._heard = quieten()
+    self._has_failed = False
     if not read_only:
       self._sweep()
     try:
@@ -103,6 +105,7 @@ class Checkpoints:
       TokzooError: the state is not finite, or this or the save before could not be written.
     """
     self.settle()
+    self._heard.take_failure()  # of another run in this process
     arrays = named_leaves(state)
     step = int(state.step)
     digests, bad = inspect(arrays, state.step.sharding)
@@ -146,13 +149,22 @@ class Checkpoints:
     """
     for step, layout in list(self._unverified.items()):
       with self._save_errors(step):
-        self._manager.wait_until_finished()
+        self._wait_for_save()
         fault = self._read_back(step, layout)
         if hosts.any_host(fault is not None):
           raise Damaged(fault or "another host read back something else")
       del self._unverified[step]
       for old in self.steps()[: -self._keep]:
         self._manager.delete(old)
+
+  def _wait_for_save(self) -> None:
+    """Waits for the save under way; raises what made it fail."""
+    while jax.process_count() > 1 and self._manager.is_saving_in_progress():
+      failure = self._heard.take_failure()
+      if failure is not None:
+        raise failure
+      time.sleep(0.005)
+    self._manager.wait_until_finished()
 
   def restore(self, like: TrainState) -> Restored | None:
     """The newest checkpoint that is whole, on the current mesh; None if there is none at all.
@@ -257,6 +269,8 @@ class Checkpoints:
 
   def close(self) -> None:
     """Gives up what is under way; `settle` first to wait for it."""
+    if self._has_failed and jax.process_count() > 1:
+      return  # Orbax would wait for the other processes, which wait for this one
     with contextlib.suppress(
       Exception
     ):  # told by `settle`, or the run has already failed
@@ -363,7 +377,11 @@ class Checkpoints:
       yield
     except Exception as error:  # Orbax and TensorStore raise many types for a full disk
       self._unverified[step] = {}
-      self._sweep()
+      self._has_failed = True
+      # Of several processes perhaps only this one failed: the others would not come to
+      # sweep with it, and do so when the run is started again.
+      if jax.process_count() == 1:
+        self._sweep()
       raise TokzooError(
         f"checkpoint {step} could not be saved ({_reason(error)}); {self.intact()}: "
         "mend the cause, for instance by freeing space, and start the run again."
