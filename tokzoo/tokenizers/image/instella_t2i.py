@@ -17,6 +17,7 @@ The training losses are ours to choose, since none were published: see experimen
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -29,7 +30,13 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from tokzoo.contract import Output
 from tokzoo.errors import TokzooError
-from tokzoo.nn.layers import GatedMLP, attend, merge_heads, split_heads
+from tokzoo.nn.layers import (
+  GatedMLP,
+  attend,
+  merge_heads,
+  rows_dot_general,
+  split_heads,
+)
 from tokzoo.nn.rotary import axis_angles, rotate_split_half
 from tokzoo.quantizers.binary import Binary
 from tokzoo.tokens import Tokens
@@ -114,17 +121,16 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "B L D"], rotary: tuple) -> Float[Array, "B L D"]:
-    width = x.shape[-1]
+    dense = functools.partial(
+      nn.Dense, x.shape[-1], use_bias=False, dot_general=rows_dot_general
+    )
     q, k, v = (
-      split_heads(
-        nn.Dense(width, use_bias=False, name=f"{name}_proj")(x), self.head_dim
-      )
-      for name in "qkv"
+      split_heads(dense(name=f"{name}_proj")(x), self.head_dim) for name in "qkv"
     )
     q = rotate_split_half(nn.RMSNorm(self.eps, name="norm_q")(q), *rotary)
     k = rotate_split_half(nn.RMSNorm(self.eps, name="norm_k")(k), *rotary)
     x = merge_heads(attend(q, k, v))
-    return nn.Dense(width, use_bias=False, name="o_proj")(x)
+    return dense(name="o_proj")(x)
 
 
 class Block(nn.Module):
