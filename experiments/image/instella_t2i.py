@@ -242,7 +242,7 @@ def bae_1024() -> Recipe:
 
 
 def _t2i(name: str, model, sampling: dict) -> Recipe:
-  # Tokens and text features are made beforehand (`tokzoo encode`): bits of the published
+  # Tokens and text features are made beforehand (`tokzoo tokenize-dataset`): bits of the published
   # tokenizer and the hidden states of AMD-OLMo-1B, one prompt in ten the empty string.
   return Recipe(
     system=SYSTEM,

@@ -25,7 +25,7 @@ COMMANDS = {
   "generate": ("generating", "Sample pictures from a generator."),
   "evaluate": ("evaluating", "Measure a tokenizer or a generator on a data set."),
   "reproduce": ("reproducing", "Measure a system's claims and write the report."),
-  "verify-checkpoint": ("verifying", "Is every checkpoint of a run whole?"),
+  "verify-checkpoint": ("verifying", "Say whether every checkpoint of a run is whole."),
   "convert": ("converting", "Published weights to ours, and back."),
   "plan": (
     "planning",
