@@ -298,7 +298,10 @@ def test_the_table_goes_between_its_marks(tmp_path, monkeypatch):
   path.write_text("before\n")
   with pytest.raises(TokzooError, match="no place for the table"):
     pods.write_table(path)
-  path.write_text(f"before\n{pods.BEGIN}\nold\n{pods.END}\nafter\n")
+  stale = "| instella-t2i `bae-512` | `v5e:16x16` | | stale | | | | |"
+  kept = "| other `recipe` | `v5e:16x16` | | kept | | | | |"
+  old = "\n".join((*pods.HEAD, stale, kept))
+  path.write_text(f"before\n{pods.BEGIN}\n{old}\n{pods.END}\nafter\n")
   monkeypatch.setattr(
     pods,
     "plan",
@@ -306,9 +309,10 @@ def test_the_table_goes_between_its_marks(tmp_path, monkeypatch):
       recipe, "train", parse(topology), facts_of(), None, TYPICAL
     ),
   )
-  assert pods.write_table(path) == 0
+  assert pods.write_table(path, "instella-t2i") == 0
   text = path.read_text()
-  assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+  assert text.startswith("before\n") and text.endswith("after\n")
+  assert text.count(kept) == 1 and "stale" not in text
   for name in ("bae-512", "bae-1024", "ar-t2i", "diffusion-t2i"):
     assert text.count(f"`{name}`") == 2
   assert "nano" not in text

@@ -55,7 +55,8 @@ class Planning:
   list_topologies: bool = False
   """The chips and their common topologies."""
   write_table: Path | None = None
-  """Plan every published recipe and write the table into this file (tpu/README.md)."""
+  """Plan every published recipe (or those of the system named) and write them into the table
+  of this file (tpu/README.md)."""
   json: bool = False
   """Print the plan as JSON."""
 
@@ -69,7 +70,7 @@ def run_plan(arguments: Sequence[str]) -> int:
   if what.list_topologies:
     return _list_topologies(what.json)
   if what.write_table is not None:
-    return write_table(what.write_table)
+    return write_table(what.write_table, what.experiment)
   if not what.experiment:
     raise TokzooError(
       "tokzoo plan needs an experiment: name a system (instella-t2i) or a file, or see "

@@ -4,7 +4,7 @@ Every published recipe of every experiment is compiled for a GPU cluster and a T
 takes minutes each; the table grows row by row, so that what is done is not lost.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from tokzoo.cli.console import note
@@ -18,11 +18,15 @@ from tokzoo.train.plan import Plan, plan
 BEGIN = "<!-- plans: begin; written by tokzoo plan --write-table tpu/README.md -->"
 END = "<!-- plans: end -->"
 PODS = ("h100:8x4", "v5e:16x16")
+HEAD = (
+  "| recipe | machine | mesh | memory of a chip, GiB | step, s | bound | days | chip-hours |",
+  "|---|---|---|---|---|---|---|---|",
+)
 
 
-def published() -> Iterator[Recipe]:
-  """Every published recipe."""
-  for slug in SYSTEMS:
+def published(system: str = "") -> Iterator[Recipe]:
+  """Every published recipe, or those of one system."""
+  for slug in [system] if system else SYSTEMS:
     for make in load_experiment(slug).RECIPES.values():
       if _is_published(make()):
         yield make()
@@ -33,8 +37,15 @@ def _is_published(recipe: Recipe) -> bool:
   return recipe.data.source.startswith(("arrayrecord:", "tokens:", "tfds:"))
 
 
-def write_table(path: Path) -> int:
-  """Plans all of them and writes the table between the two marks of a file.
+def write_table(path: Path, system: str = "") -> int:
+  """Plans the published recipes and writes the table between the two marks of a file.
+
+  Rows of a recipe and machine that are planned anew are replaced, all others are kept: a
+  table that was interrupted is gone on with system by system.
+
+  Args:
+    path: of the file.
+    system: only the recipes of this one.
 
   Raises:
     TokzooError: the file lacks the marks, or a compiler is not installed.
@@ -45,32 +56,32 @@ def write_table(path: Path) -> int:
       f"{path} has no place for the table: it needs the lines {BEGIN} and {END}."
     )
   before, rest = text.split(BEGIN)
-  after = rest.split(END)[1]
-  plans: list[Plan] = []
+  old, after = rest.split(END)
+  lines = {_key(line): line for line in old.strip().splitlines()[2:]}
   for topology in PODS:
-    for recipe in published():
-      plans.append(plan(recipe, topology))
-      note(plans[-1].summary)
-      write_atomic(path, f"{before}{BEGIN}\n{rows(plans)}{END}{after}".encode())
+    for recipe in published(system):
+      made = plan(recipe, topology)
+      note(made.summary)
+      lines[_key(row(made))] = row(made)
+      table = "\n".join((*HEAD, *sorted(lines.values(), key=_key)))
+      write_atomic(path, f"{before}{BEGIN}\n{table}\n{END}{after}".encode())
   return 0
 
 
-def rows(plans: Sequence[Plan]) -> str:
-  """The table, in Markdown."""
-  lines = [
-    "| recipe | machine | mesh | memory of a chip, GiB | step, s | bound | days | chip-hours |",
-    "|---|---|---|---|---|---|---|---|",
-  ]
-  for one in plans:
-    mesh = ", ".join(f"{axis} {size}" for axis, size in one.mesh.items() if size > 1)
-    memory = f"{one.bytes_per_device / 2**30:.1f} of {one.usable_bytes / 2**30:.1f}"
-    pace = "does not fit | | |"
-    if one.fits and one.step_seconds_estimate is not None:
-      pace = (
-        f"{one.step_seconds_estimate:.3g} | {one.bound} | {one.days:.3g} | "
-        f"{one.chip_hours:,.0f}"
-      )
-    lines.append(
-      f"| {one.system} `{one.recipe}` | `{one.topology}` | {mesh} | {memory} | {pace} |"
+def row(made: Plan) -> str:
+  """A line of the table, in Markdown."""
+  mesh = ", ".join(f"{axis} {size}" for axis, size in made.mesh.items() if size > 1)
+  memory = f"{made.bytes_per_device / 2**30:.1f} of {made.usable_bytes / 2**30:.1f}"
+  pace = "does not fit | | |"
+  if made.fits and made.step_seconds_estimate is not None:
+    pace = (
+      f"{made.step_seconds_estimate:.3g} | {made.bound} | {made.days:.3g} | "
+      f"{made.chip_hours:,.0f}"
     )
-  return "\n".join(lines) + "\n"
+  return f"| {made.system} `{made.recipe}` | `{made.topology}` | {mesh} | {memory} | {pace} |"
+
+
+def _key(line: str) -> tuple[str, str]:
+  """Machine and recipe of a line."""
+  _, recipe, topology, *_ = (cell.strip() for cell in line.split("|"))
+  return topology, recipe
