@@ -1,10 +1,12 @@
 """Weights: reading published files, and tables that map them to our parameters and back."""
 
+from tokzoo.weights.blocks import norm_rules, vit_block_rules
 from tokzoo.weights.files import read_state, write_safetensors
 from tokzoo.weights.table import (
   CONV2D,
   KEEP,
   LINEAR,
+  POINTWISE,
   Row,
   Rule,
   Table,
@@ -20,6 +22,7 @@ __all__ = [
   "CONV2D",
   "KEEP",
   "LINEAR",
+  "POINTWISE",
   "Row",
   "Rule",
   "Table",
@@ -28,7 +31,9 @@ __all__ = [
   "fingerprint",
   "flatten",
   "linear_rules",
+  "norm_rules",
   "read_state",
   "unflatten",
+  "vit_block_rules",
   "write_safetensors",
 ]
