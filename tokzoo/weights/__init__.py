@@ -1,6 +1,6 @@
 """Weights: reading published files, and tables that map them to our parameters and back."""
 
-from tokzoo.weights.blocks import norm_rules, vit_block_rules
+from tokzoo.weights.blocks import llama_block_rules, norm_rules, vit_block_rules
 from tokzoo.weights.files import read_state, write_safetensors
 from tokzoo.weights.table import (
   CONV2D,
@@ -31,6 +31,7 @@ __all__ = [
   "fingerprint",
   "flatten",
   "linear_rules",
+  "llama_block_rules",
   "norm_rules",
   "read_state",
   "unflatten",

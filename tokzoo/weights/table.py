@@ -41,6 +41,11 @@ CONV2D = Transform(
   lambda x: x.transpose(2, 3, 1, 0),
   lambda x: x.transpose(3, 2, 0, 1),
 )
+POINTWISE = Transform(
+  "[out, in, 1, 1] -> [in, out]",
+  lambda x: x.reshape(x.shape[:2]).T,
+  lambda x: x.T[:, :, None, None],
+)
 
 
 @dataclasses.dataclass(frozen=True)
