@@ -1,6 +1,8 @@
 """Every command at its smallest: trained, exported, encoded, sampled, measured, converted."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -351,6 +353,17 @@ def test_every_name_in_the_table_of_commands_is_there():
       )
     )
     assert about.endswith(".")
+
+
+def test_help_does_not_wait_for_jax():
+  code = """
+import sys
+from tokzoo.cli.main import main
+assert main(["--help"]) == 0 and "jax" not in sys.modules
+import tokzoo
+assert callable(tokzoo.load) and "jax" in sys.modules
+"""
+  subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_a_bug_still_looks_like_one(command, monkeypatch):

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -324,6 +327,21 @@ needs_compilers = pytest.mark.skipif(
   not (is_installed("v5e") and is_installed("h100")),
   reason='the compilers are not installed: pip install "tokzoo[plan]"',
 )
+
+
+@pytest.mark.aot
+@needs_compilers
+def test_an_ordinary_start_is_not_disturbed():
+  """The compilers' libraries say at length, past Python, which devices they do not find."""
+  environment = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
+  done = subprocess.run(
+    [sys.executable, "-m", "tokzoo.cli.main", "list"],
+    env=environment,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert "instella-t2i" in done.stdout and done.stderr == ""
 
 
 @pytest.mark.aot

@@ -25,11 +25,11 @@ COMMANDS = {
   "generate": ("generating", "Sample pictures from a generator."),
   "evaluate": ("evaluating", "Measure a tokenizer or a generator on a data set."),
   "reproduce": ("reproducing", "Measure a system's claims and write the report."),
-  "verify-checkpoint": ("verifying", "Say whether every checkpoint of a run is whole."),
+  "verify-checkpoint": ("verifying", "Whether every checkpoint of a run is whole."),
   "convert": ("converting", "Published weights to ours, and back."),
   "plan": (
     "planning",
-    "Will it fit a machine that is not here, how fast, at what cost?",
+    "Whether a recipe fits a machine that is not here, how fast, at what cost.",
   ),
   "bench": ("benching", "Time the kernels and the trainer beside named peers."),
   "data": ("data", "Check, prepare or time a data set."),
@@ -87,9 +87,9 @@ def _quiet_start() -> None:
   # Absl and XLA greet on stderr; a user's one sentence should stand alone there.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   os.environ.setdefault("ABSL_MIN_LOG_LEVEL", "2")
+  _import_jax()
   import jax
 
-  _ignore_absent_accelerators()
   from tokzoo.places import cache_dir
 
   # A second start of the same command compiles nothing.
@@ -97,19 +97,25 @@ def _quiet_start() -> None:
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def _ignore_absent_accelerators() -> None:
-  """Pins the CPU where the extra `plan` brought compilers of accelerators that are not here:
-  jax would look for each, slowly, and say at length that there is no driver."""
+def _import_jax() -> None:
+  """Imports jax, without the accelerators whose compilers the extra `plan` brought and which
+  are not here: jax would look for each, slowly, and say at length that there is no driver."""
   import glob
   from importlib.util import find_spec
-
-  import jax
 
   devices = ("/dev/nvidia*", "/dev/dxg", "/dev/accel*", "/dev/vfio/*", "/dev/kfd")
   if "JAX_PLATFORMS" in os.environ or any(map(glob.glob, devices)):
     return
-  if find_spec("libtpu") or find_spec("jax_plugins"):
-    jax.config.update("jax_platforms", "cpu")
+  if find_spec("libtpu") is None and find_spec("jax_plugins") is None:
+    return
+  # None makes an import fail: CUDA's libraries tell of a missing driver while they load.
+  plugins = {f"jax_cuda{version}_plugin": None for version in (12, 13)}
+  sys.modules.update(plugins)  # pyright: ignore[reportArgumentType, reportCallIssue]
+  import jax
+
+  for plugin in plugins:
+    del sys.modules[plugin]
+  jax.config.update("jax_platforms", "cpu")
 
 
 if __name__ == "__main__":
