@@ -50,10 +50,16 @@ class GatedMLP(nn.Module):
   """Wd(silu(Wg x) * Wu x), without biases (SwiGLU, arXiv 2002.05202)."""
 
   hidden: int
+  kernel_init: nn.initializers.Initializer = nn.linear.default_kernel_init
 
   @nn.compact
   def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-    dense = functools.partial(nn.Dense, use_bias=False, dot_general=rows_dot_general)
+    dense = functools.partial(
+      nn.Dense,
+      use_bias=False,
+      kernel_init=self.kernel_init,
+      dot_general=rows_dot_general,
+    )
     gate = dense(self.hidden, name="gate_proj")(x)
     up = dense(self.hidden, name="up_proj")(x)
     return dense(x.shape[-1], name="down_proj")(nn.silu(gate) * up)

@@ -24,3 +24,21 @@ def vit_block_rules(key: str, path: str) -> tuple[Rule, ...]:
     *linear_rules(f"{key}.mlp.c_fc", f"{path}/c_fc"),
     *linear_rules(f"{key}.mlp.c_proj", f"{path}/c_proj"),
   )
+
+
+def llama_block_rules(key: str, path: str) -> tuple[Rule, ...]:
+  """A block of `tokzoo.nn.decoder.LlamaBlock`, in LlamaGen's names.
+
+  Args:
+    key: the authors' prefix, e.g. "layers.{i}".
+    path: ours, e.g. "params/stack/block_{i}".
+  """
+  mlp, ours = f"{key}.feed_forward", f"{path}/feed_forward"
+  return (
+    Rule(f"{key}.attention.{{x}}.weight", f"{path}/attention/{{x}}/kernel", LINEAR),
+    Rule(f"{mlp}.w1.weight", f"{ours}/gate_proj/kernel", LINEAR),
+    Rule(f"{mlp}.w3.weight", f"{ours}/up_proj/kernel", LINEAR),
+    Rule(f"{mlp}.w2.weight", f"{ours}/down_proj/kernel", LINEAR),
+    Rule(f"{key}.attention_norm.weight", f"{path}/attention_norm/scale"),
+    Rule(f"{key}.ffn_norm.weight", f"{path}/ffn_norm/scale"),
+  )
