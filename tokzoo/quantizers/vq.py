@@ -54,6 +54,9 @@ class VectorQuantizer(nn.Module):
                 parameter `codes` and learn from the loss `codebook`; `Learnt`: that, and
                 dead codes are reset by an offset in the collection
   codes_init:   of the codes, [K, D]
+  unit_start:   for the cosine metric, whether learnt codes start with unit length. The search
+                sees their directions alone, but a short code turns further under a step of
+                its optimizer; moving averages always have unit length
   start:        the codebook starts from the first training batch; None: from `codes_init`
   sampling:     in training the code is drawn, not the nearest
   affine:       shifts and scales the codes to where the latents are
@@ -69,6 +72,7 @@ class VectorQuantizer(nn.Module):
   gradient: Gradient = "straight_through"
   update: Ema | Learnt | None = Ema()
   codes_init: nn.initializers.Initializer = nn.initializers.normal(1.0)
+  unit_start: bool = True
   start: KMeans | None = None
   sampling: Gumbel | None = None
   affine: Affine | None = None
@@ -205,7 +209,8 @@ class VectorQuantizer(nn.Module):
 
   def _first_codes(self, key: Array) -> Float[Array, "K D"]:
     codes = self.codes_init(key, (self.num_codes, self.dim), jnp.float32)
-    return unit(codes) if self.metric == "cosine" else codes
+    is_unit = self.unit_start or isinstance(self.update, Ema)
+    return unit(codes) if self.metric == "cosine" and is_unit else codes
 
   def _own_codes(self) -> Float[Array, "K D"]:
     """The codes where they are kept, before any affine map."""
