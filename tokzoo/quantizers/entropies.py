@@ -23,6 +23,7 @@ def bit_entropies(
   logits: Float[Array, "B L m"],
   group: int | None = None,
   mask: Bool[Array, "B L"] | None = None,
+  eps: float = 0.0,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
   """Entropies in nats of tokens of independent bits, without listing the 2^m words.
 
@@ -30,6 +31,7 @@ def bit_entropies(
     logits: float32, bit j of a token is 1 with probability sigmoid(logits[..., j]).
     group: how many bits' joint distribution the second entropy takes at a time; None: all.
     mask: the tokens that count.
+    eps: added to the mean distribution inside the second entropy's logarithm.
 
   Returns:
     The mean over tokens of the entropy of a token's word (exact), and the entropy of the
@@ -38,7 +40,7 @@ def bit_entropies(
   size = jnp.abs(logits)
   entropy = nn.softplus(-size) + size * nn.sigmoid(-size)
   sample = masked_mean(jnp.sum(entropy, axis=-1), mask)
-  batch = _entropy_of_mean(_in_groups(logits, group), _weight(logits, mask))
+  batch = _entropy_of_mean(_in_groups(logits, group), _weight(logits, mask), eps)
   return sample, batch
 
 
@@ -104,7 +106,7 @@ def _word_sums(z: Float[Array, "B L m"]) -> Float[Array, "N 2**m"]:
 
 
 def _entropy_of_mean(
-  logits: Float[Array, "N G m"], weight: Float[Array, "N"]
+  logits: Float[Array, "N G m"], weight: Float[Array, "N"], eps: float
 ) -> Float[Array, ""]:
   """The sum over groups of H(sum_n weight_n p_n), p_n over the 2^m words of a group."""
   # p(word) = p(high half) p(low half), so the mean over tokens is one matrix product of
@@ -114,7 +116,7 @@ def _entropy_of_mean(
   low = _word_probabilities(logits[..., half:]) * weight[:, None, None]
   mean = jnp.einsum("ngh,ngl->ghl", high, low, precision=jax.lax.Precision.HIGHEST)
   # A word that no token can take has p = 0, where the slope of p log p is infinite.
-  return -jnp.sum(mean * jnp.log(jnp.maximum(mean, jnp.finfo(mean.dtype).tiny)))
+  return -jnp.sum(mean * jnp.log(jnp.maximum(mean + eps, jnp.finfo(mean.dtype).tiny)))
 
 
 def _word_probabilities(logits: Float[Array, "N G m"]) -> Float[Array, "N G 2**m"]:

@@ -17,8 +17,8 @@ bit. Losses (nats, unweighted; the papers use sample - gamma batch):
 with p = softmax(2 tau z . code). Given z the bits are independent, p(bit j) =
 sigmoid(4 tau s z_j), so both entropies come without a softmax over 2^d codes: the first is
 a sum over bits, the second an outer product of two halves (`entropies`). Differences from
-published code: logarithms are exact, not clamped at 1e-5, unless `log_floor` says so; the
-authors' BSQ takes its commitment as a sum over dimensions, d times ours.
+published code: logarithms are exact, not clamped at 1e-5, unless `log_floor` or `log_eps`
+say so; the authors' BSQ takes its commitment as a sum over dimensions, d times ours.
 """
 
 import math
@@ -54,6 +54,8 @@ class LookupFree(nn.Module):
   inverse_temperature:  tau of the entropies
   entropy_group:        bits whose joint distribution `batch_entropy` takes, summed over
                         groups; None: all d at once, which needs 2^d floats
+  log_eps:              added to the probability inside the logarithm of `batch_entropy`;
+                        1e-5 in Open-MAGVIT2's code
   log_floor:            the published 1e-5: entropies as -sum p log max(p, floor) over the
                         2^entropy_group words of a group, for each token; None: exact
   soft_clamp:           v: z <- v tanh(z / v) first; None: not
@@ -66,6 +68,7 @@ class LookupFree(nn.Module):
   gradient: Literal["code", "sign"] = "code"
   inverse_temperature: float = 100.0
   entropy_group: int | None = 9
+  log_eps: float = 0.0
   log_floor: float | None = None
   soft_clamp: float | None = None
   id_groups: int = 1
@@ -120,7 +123,9 @@ class LookupFree(nn.Module):
 
     sharpness = 2 * self.inverse_temperature * self._scale
     if self.log_floor is None:
-      entropies = bit_entropies(2 * sharpness * z, self.entropy_group, mask)
+      entropies = bit_entropies(
+        2 * sharpness * z, self.entropy_group, mask, self.log_eps
+      )
     else:
       entropies = floored_entropies(
         z, sharpness, self.log_floor, self.entropy_group, mask
