@@ -33,10 +33,10 @@ from tokzoo.nn.decoder import (
   Memory,
   causal,
   dense,
-  dropped,
   llama_hidden,
   padded,
 )
+from tokzoo.nn.dropout import dropped
 from tokzoo.nn.labelled import (
   LabelledIds,
   drop_labels,

@@ -38,11 +38,11 @@ from tokzoo.nn.decoder import (
   Memory,
   causal,
   dense,
-  dropped,
   llama_hidden,
   padded,
   so_far,
 )
+from tokzoo.nn.dropout import dropped
 from tokzoo.nn.labelled import (
   LabelledIds,
   drop_labels,

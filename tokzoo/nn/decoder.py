@@ -15,6 +15,7 @@ from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
+from tokzoo.nn.dropout import dropped
 from tokzoo.nn.layers import (
   GatedMLP,
   attend,
@@ -85,15 +86,6 @@ def dense(features: int, name: str, init=_INIT) -> nn.Dense:
     dot_general=rows_dot_general,
     name=name,
   )
-
-
-def dropped(module: nn.Module, x: Array, rate: float) -> Array:
-  """Dropout on `x` if the module is in training."""
-  # Linen takes its key from the stream of the module that calls.
-  if not rate or not module.has_rng("dropout"):
-    return x
-  keep = jax.random.bernoulli(module.make_rng("dropout"), 1 - rate, x.shape)
-  return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
 
 
 class LlamaAttention(nn.Module):
