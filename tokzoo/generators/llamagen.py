@@ -42,6 +42,7 @@ from tokzoo.nn.labelled import (
   drop_labels,
   require_ids,
   require_labels,
+  with_null,
 )
 from tokzoo.nn.rotary import Rotary, grid_rotary
 from tokzoo.nn.sampling import autoregress, check_sampling, draw, guide, numbered
@@ -129,8 +130,7 @@ class Config(LabelledIds):
     return Caption(jnp.zeros(shape), jnp.ones(shape[:2], bool))
 
 
-@struct.dataclass
-class Caption:
+class Caption(struct.PyTreeNode):
   """A caption as its language model's last hidden states.
 
   features:  float[B, T, C]
@@ -350,9 +350,10 @@ class LlamaGen(nn.Module):
 
   def _drop(self, condition: Condition, rng: PRNGKeyArray) -> Condition:
     c = self.config
-    if c.num_classes is not None:
-      return drop_labels(rng, self._require(condition), c.drop, c.num_classes)
-    assert isinstance(condition, Caption)
+    condition = self._require(condition)
+    if not isinstance(condition, Caption):
+      assert c.num_classes is not None
+      return drop_labels(rng, condition, c.drop, c.num_classes)
     away = jax.random.bernoulli(rng, c.drop, condition.mask.shape[:1])[:, None, None]
     null = self.null_caption.value.astype(condition.features.dtype)[None]
     return condition.replace(features=jnp.where(away, null, condition.features))
@@ -360,8 +361,8 @@ class LlamaGen(nn.Module):
   def _with_null(self, condition: Condition, null: Condition | None) -> Condition:
     """The conditional rows, then the unconditional ones."""
     if not isinstance(condition, Caption):
-      away = jnp.full_like(condition, self.config.num_classes)
-      return jnp.concatenate([condition, away])
+      assert self.config.num_classes is not None
+      return with_null(condition, self.config.num_classes, True)
     if null is None:
       own = self.null_caption.value.astype(condition.features.dtype)
       features = jnp.broadcast_to(own[None], condition.features.shape)

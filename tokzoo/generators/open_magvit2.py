@@ -283,7 +283,9 @@ class FactorizedAR(nn.Module):
       logits, remembered = module.apply(variables, x, method=module.first_part)
       pre = draw(numbered(rng, 2 * i), led(logits, scales[0]), *choices[0])
       given = jnp.concatenate([pre, pre]) if guided else pre
-      logits = module.apply(variables, given, remembered, method=module.second_part)
+      logits = jnp.asarray(
+        module.apply(variables, given, remembered, method=module.second_part)
+      )
       post = draw(numbered(rng, 2 * i + 1), led(logits, scales[1]), *choices[1])
       return join_factors(pre, post, c.factors)
 

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from tokzoo.contract import Batch
@@ -60,7 +61,7 @@ def require_labels(labels: Any, num_classes: int) -> Int[Array, "B"]:
       f"class labels are integers of shape [B]; these are {jnp.result_type(labels)}"
       f"{list(jnp.shape(labels))}: pass int32[B]."
     )
-  if not isinstance(labels, jax.core.Tracer):
+  if not isinstance(labels, Tracer):
     found = np.asarray(labels)
     if found.size and (found.min() < 0 or found.max() > num_classes):
       wrong = int(found.min() if found.min() < 0 else found.max())
@@ -89,7 +90,7 @@ def require_ids(tokens: Tokens, num_tokens: int, vocab: int) -> Int[Array, "B L"
       f"this generator models ids below {vocab}; these tokens have ids below "
       f"{tokens.vocab}: encode with the tokenizer it was made for."
     )
-  if not isinstance(ids, jax.core.Tracer):
+  if not isinstance(ids, Tracer):
     found = np.asarray(ids)
     if found.size and (found.min() < 0 or found.max() >= vocab):
       wrong = int(found.min() if found.min() < 0 else found.max())

@@ -14,24 +14,25 @@ from jaxtyping import Array, Float
 from tokzoo.errors import TokzooError, unknown
 
 Ratio = Float[Array, "..."]
+Total = int | Float[Array, "..."]
 
 
-def cosine(r: Ratio, total: int = 0) -> Ratio:
+def cosine(r: Ratio, total: Total = 0) -> Ratio:
   """cos(pi r / 2), MaskGIT's default."""
   return _clipped(jnp.cos(jnp.pi / 2 * r))
 
 
-def uniform(r: Ratio, total: int = 0) -> Ratio:
+def uniform(r: Ratio, total: Total = 0) -> Ratio:
   """1 - r."""
   return _clipped(1 - r)
 
 
-def log(r: Ratio, total: int) -> Ratio:
+def log(r: Ratio, total: Total) -> Ratio:
   """-log2(r) / log2(total), of `total` masked tokens."""
   return _clipped(-jnp.log2(r) / jnp.log2(total))
 
 
-def exp(r: Ratio, total: int) -> Ratio:
+def exp(r: Ratio, total: Total) -> Ratio:
   """1 - 2^(-log2(total) (1 - r)), of `total` masked tokens."""
   return _clipped(1 - jnp.exp2(-jnp.log2(total) * (1 - r)))
 
@@ -39,7 +40,7 @@ def exp(r: Ratio, total: int) -> Ratio:
 def power(p: float) -> Callable[..., Ratio]:
   """1 - r^p."""
 
-  def schedule(r: Ratio, total: int = 0) -> Ratio:
+  def schedule(r: Ratio, total: Total = 0) -> Ratio:
     return _clipped(1 - r**p)
 
   return schedule
@@ -50,7 +51,7 @@ def arccos(r: Ratio) -> Ratio:
   return jnp.arccos(r) / (jnp.pi / 2)
 
 
-def mask_schedule(name: str) -> Callable[[Ratio, int], Ratio]:
+def mask_schedule(name: str) -> Callable[[Ratio, Total], Ratio]:
   """MaskGIT's schedule of that name: cosine, uniform, log, exp, or pow with an exponent
   ("pow2", "pow2.5").
 
