@@ -126,6 +126,9 @@ class Task(Protocol):
   players:  player name -> regular expression over parameter paths ("encoder/blocks_0/...").
             A parameter belongs to the first player whose expression matches from its start;
             one that no player claims is frozen. Most tasks have {"model": ".*"}.
+
+  A task may have `adopt(initial) -> Variables` as well: weights that a run starts from, moved
+  to where the task keeps them.
   """
 
   @property

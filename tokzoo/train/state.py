@@ -213,7 +213,9 @@ def make_state(
   )
   variables = jax.block_until_ready(init(dict(batch)))
   if initial is not None:
-    variables = merge_initial(variables, initial)
+    # A task may keep weights elsewhere than the model they come from: a teacher's.
+    adopt = getattr(recipe.task, "adopt", None)
+    variables = merge_initial(variables, initial if adopt is None else adopt(initial))
   begin = functools.partial(_begin, recipe, layout.assignment, layout.optimizers)
   return jax.block_until_ready(jax.jit(begin, out_shardings=layout.placed)(variables))
 

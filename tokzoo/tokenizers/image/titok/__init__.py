@@ -14,6 +14,7 @@ from tokzoo.tokenizers.image.titok.model import (
   TiTok,
   check_images,
 )
+from tokzoo.tokenizers.image.titok.stages import ProxyCodes
 
 __all__ = [
   "BASE",
@@ -25,6 +26,7 @@ __all__ = [
   "Decoder",
   "Encoder",
   "Gaussian",
+  "ProxyCodes",
   "Size",
   "TiTok",
   "check_images",
