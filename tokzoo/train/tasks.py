@@ -189,6 +189,10 @@ class Generation:
 
   Batches hold `packed` uint32[B, L, w] (or `ids` int32[B, L] / [B, L, Q]) and the condition:
   `label` int32[B], or `features` float[B, layers, T, C] with `text_mask` bool[B, T].
+
+  Only training gives the module the rng stream `dropout`, by which it knows that it trains. A
+  config whose `loss` has settings that change over a run (an annealed order) names them by
+  step: `loss_settings(step) -> keyword arguments`; evaluation leaves them at their defaults.
   """
 
   model: Any
@@ -207,7 +211,10 @@ class Generation:
   def losses(
     self, variables: Variables, batch: Batch, rng: PRNGKeyArray, step: Int[Array, ""]
   ) -> Losses:
-    loss, metrics = self._loss(variables, batch, rng)
+    changing = getattr(self.model, "loss_settings", None)
+    settings = {} if changing is None else changing(step)
+    rngs = {"dropout": jax.random.fold_in(rng, 1)}
+    loss, metrics = self._loss(variables, batch, rng, rngs, **settings)
     return Losses({"model": loss}, {"loss": loss, **metrics})
 
   def evaluate(
@@ -240,10 +247,17 @@ class Generation:
       "first (tokzoo encode), or name the recipe's tokenizer."
     )
 
-  def _loss(self, variables: Variables, batch: Batch, rng: PRNGKeyArray):
+  def _loss(
+    self,
+    variables: Variables,
+    batch: Batch,
+    rng: PRNGKeyArray,
+    rngs: Mapping[str, PRNGKeyArray] | None = None,
+    **settings: Any,
+  ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     module = self.model.build()
     inputs = self.tokens(batch), self.model.condition(batch), rng
-    return module.apply(variables, *inputs, method=module.loss)
+    return module.apply(variables, *inputs, **settings, method=module.loss, rngs=rngs)
 
 
 def usage(tokens: Tokens, valid: Array | None = None) -> dict[str, Any]:
