@@ -48,8 +48,19 @@ class System:
   parts: dict[str, Part]
 
 
+def _part(
+  kind: Literal["tokenizer", "generator"], module: str, config: str, prefix: str = ""
+) -> Part:
+  """A part whose module names its presets PRESETS and its table WEIGHTS, or with a prefix."""
+  presets, weights = f"{module}:{prefix}PRESETS", f"{module}:{prefix}WEIGHTS"
+  return Part(kind, f"{module}:{config}", presets, weights)
+
+
 _BAE = "tokzoo.tokenizers.image.instella_t2i"
+_IMAGE = "tokzoo.tokenizers.image"
 _GENERATORS = "tokzoo.generators.instella_t2i"
+_MASKGIT = "tokzoo.generators.maskgit"
+_MAGVIT2 = "tokzoo.generators.open_magvit2"
 
 _ALL = (
   System(
@@ -75,6 +86,102 @@ _ALL = (
         f"{_GENERATORS}.autoregressive:PRESETS",
         f"{_GENERATORS}.autoregressive:AR_WEIGHTS",
       ),
+    },
+  ),
+  System(
+    slug="titok",
+    title="TiTok: an image as 32 to 256 tokens of a ViT, without a grid",
+    kind="tokenizer",
+    modality="image",
+    paper="2406.07550",
+    experiment="image/titok.py",
+    parts={
+      "tokenizer": Part(
+        "tokenizer",
+        f"{_IMAGE}.titok:Config",
+        f"{_IMAGE}.titok:PRESETS",
+        f"{_IMAGE}.titok:WEIGHTS",
+      ),
+    },
+  ),
+  System(
+    slug="maskgit-vqgan",
+    title="MaskGIT's VQGAN: a 16 x 16 grid of 1,024 codes, convolutions alone",
+    kind="tokenizer",
+    modality="image",
+    paper="2202.04200",
+    experiment="image/maskgit_vqgan.py",
+    parts={
+      "tokenizer": Part(
+        "tokenizer",
+        f"{_IMAGE}.maskgit_vqgan:Config",
+        f"{_IMAGE}.maskgit_vqgan:PRESETS",
+        f"{_IMAGE}.maskgit_vqgan:WEIGHTS",
+      ),
+    },
+  ),
+  System(
+    slug="one-d-piece",
+    title="One-D-Piece: TiTok whose tokens decode from any prefix",
+    kind="tokenizer",
+    modality="image",
+    paper="2501.10064",
+    experiment="image/one_d_piece.py",
+    parts={
+      "tokenizer": Part(
+        "tokenizer",
+        f"{_IMAGE}.one_d_piece:Config",
+        f"{_IMAGE}.one_d_piece:PRESETS",
+        f"{_IMAGE}.one_d_piece:WEIGHTS",
+      ),
+    },
+  ),
+  System(
+    slug="maskgit",
+    title="MaskGIT, and TiTok's ImageBert and UViT: all tokens of an image in few steps",
+    kind="generators",
+    modality="image",
+    paper="2202.04200",
+    experiment="image/maskgit.py",
+    parts={
+      "original": _part("generator", f"{_MASKGIT}.original", "MaskGITConfig"),
+      "imagebert": _part("generator", f"{_MASKGIT}.imagebert", "ImageBertConfig"),
+      "uvit": _part("generator", f"{_MASKGIT}.uvit", "UViTConfig"),
+    },
+  ),
+  System(
+    slug="rar",
+    title="RAR: autoregressive generator trained on random orders, annealed to raster",
+    kind="generator",
+    modality="image",
+    paper="2411.00776",
+    experiment="image/rar.py",
+    parts={"generator": _part("generator", "tokzoo.generators.rar", "Config")},
+  ),
+  System(
+    slug="llamagen",
+    title="LlamaGen: a VQGAN and Llama over its tokens, for classes or captions",
+    kind="tokenizer + generator",
+    modality="image",
+    paper="2406.06525",
+    experiment="image/llamagen.py",
+    parts={
+      "tokenizer": _part("tokenizer", f"{_IMAGE}.llamagen", "Config"),
+      "ar": _part("generator", "tokzoo.generators.llamagen", "Config"),
+    },
+  ),
+  System(
+    slug="open-magvit2",
+    title="Open-MAGVIT2 and IBQ: codebooks of 2^18 codes, and Llamas that predict them",
+    kind="tokenizers + generators",
+    modality="image",
+    paper="2409.04410",
+    experiment="image/open_magvit2.py",
+    parts={
+      "tokenizer": _part("tokenizer", f"{_IMAGE}.open_magvit2", "Config"),
+      "ibq": _part("tokenizer", f"{_IMAGE}.open_magvit2", "IBQConfig", "IBQ_"),
+      "ar": _part("generator", _MAGVIT2, "FactorizedConfig", "FACTORIZED_"),
+      "ibq-ar": _part("generator", _MAGVIT2, "IBQConfig", "IBQ_"),
     },
   ),
   System(
