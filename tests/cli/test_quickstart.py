@@ -12,6 +12,7 @@ from tokzoo.cli.quickstart import budget, photos
 from tokzoo.cli.quickstart import command as quickstart
 
 
+@pytest.mark.slow  # .ci/run does the same by the command
 def test_quickstart_runs_and_continues(command, tmp_path, monkeypatch):
   few = budget.Steps(photos=10, digits=10, generator=10)
   monkeypatch.setattr(budget, "steps_for", lambda minutes, gflops: few)

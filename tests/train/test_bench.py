@@ -45,6 +45,7 @@ def test_the_peer_takes_the_same_steps():
     np.testing.assert_array_equal(value, before[key])  # not trained in place
 
 
+@pytest.mark.slow
 def test_the_loop_is_taken_apart():
   recipe = trainer.recipe_of(4, 27, TINY, save_every=8)
   report = trainer.run_loop(recipe, lambda: 1e-3)
@@ -72,6 +73,7 @@ def test_the_report_of_known_times():
   assert report.data_wait == pytest.approx(0.01 / 0.1025, rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_full_cache_compiles_nothing():
   found = trainer.compile_times(trainer.recipe_of(4, model=TINY))
   assert found["warm"] < found["cold"]
