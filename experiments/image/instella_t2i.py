@@ -34,8 +34,9 @@ from tokzoo.quantizers import Ema, ResetBelow, VectorQuantizer
 from tokzoo.tokenizers.image.instella_t2i import PRESETS, Config, InstellaBAE
 from tokzoo.tokens import Tokens
 from tokzoo.train import Evaluator, MeshShape, Optimizer, Recipe
+from tokzoo.train.adversary import Adversary
 from tokzoo.train.claims import Claim, fit
-from tokzoo.train.tasks import Adversary, Generation, Reconstruction
+from tokzoo.train.tasks import Generation, Reconstruction
 
 SYSTEM = "instella-t2i"
 
@@ -214,6 +215,7 @@ def _bae(name: str, size: int) -> Recipe:
     ema=0.999,
     compute_dtype="bfloat16",
     remat="blocks",
+    accumulate=2,  # fits 32 GPUs of 80 GB
     mesh=MeshShape(data=1, fsdp=-1),
     save_every=2_500,
     log_every=100,
@@ -242,8 +244,8 @@ def bae_1024() -> Recipe:
 
 
 def _t2i(name: str, model, sampling: dict) -> Recipe:
-  # Tokens and text features are made beforehand (`tokzoo tokenize-dataset`): bits of the published
-  # tokenizer and the hidden states of AMD-OLMo-1B, one prompt in ten the empty string.
+  # Tokens and text features are made beforehand (`tokzoo tokenize-dataset`): bits of the
+  # published tokenizer and the hidden states of AMD-OLMo-1B, one prompt in ten the empty one.
   return Recipe(
     system=SYSTEM,
     name=name,
