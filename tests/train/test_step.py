@@ -301,6 +301,24 @@ def test_weight_decay_spares_gains_and_biases():
   np.testing.assert_array_equal(moved["bias"], 0.0)
 
 
+def test_weight_decay_spares_what_the_recipe_names():
+  decayed = Optimizer(
+    "sgd",
+    peak_lr=0.1,
+    b1=0.0,
+    weight_decay=0.5,
+    schedule="constant",
+    no_decay=("embed",),
+  )
+  params = {"class_embedding": jnp.ones((2, 2)), "dense/kernel": jnp.ones((2, 2))}
+  rule = make_optimizer(decayed, 10)
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  with jax.numpy_dtype_promotion("standard"):
+    moved, _ = rule.update(zeros, rule.init(params), params)
+  np.testing.assert_allclose(moved["dense/kernel"], -0.05, rtol=1e-6)
+  np.testing.assert_array_equal(moved["class_embedding"], 0.0)
+
+
 @pytest.mark.parametrize(
   ("kind", "expected"),
   [

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import re
 from typing import Any
 
 import jax
@@ -62,12 +63,11 @@ def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformatio
     TokzooError: settings that do not go together.
   """
   rate = schedule(config, steps)
+  decays = functools.partial(_decays, config.no_decay)
   moments: dict[str, Any] = {"b1": config.b1, "b2": config.b2, "eps": config.eps}
   match config.name:
     case "adamw":
-      rule = optax.adamw(
-        rate, **moments, weight_decay=config.weight_decay, mask=_matrices
-      )
+      rule = optax.adamw(rate, **moments, weight_decay=config.weight_decay, mask=decays)
     case "adam":
       if config.weight_decay:
         raise TokzooError(
@@ -76,7 +76,7 @@ def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformatio
       rule = optax.adam(rate, **moments)
     case "sgd":
       rule = optax.chain(
-        optax.add_decayed_weights(config.weight_decay, mask=_matrices),
+        optax.add_decayed_weights(config.weight_decay, mask=decays),
         optax.sgd(rate, momentum=config.b1 or None),
       )
     case "muon":
@@ -84,7 +84,7 @@ def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformatio
         rate,
         beta=config.b1,
         weight_decay=config.weight_decay,
-        weight_decay_mask=_matrices,
+        weight_decay_mask=decays,
         adam_b1=config.b1,
         adam_b2=config.b2,
         eps=config.eps,
@@ -117,6 +117,11 @@ def _rsqrt(peak: float, scale: float, count: jax.typing.ArrayLike) -> Array:
   return peak * jax.lax.rsqrt(1.0 + jnp.asarray(count, jnp.float32) / scale)
 
 
-def _matrices(params: PyTree) -> PyTree:
-  """True where weight decay applies: gains and biases have one axis."""
-  return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
+def _decays(spared: tuple[str, ...], params: PyTree) -> PyTree:
+  """True where weight decay applies: gains and biases have one axis, `spared` are named."""
+
+  def decays(path: tuple[Any, ...], leaf: Array) -> bool:
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    return leaf.ndim >= 2 and not any(re.search(pattern, name) for pattern in spared)
+
+  return jax.tree_util.tree_map_with_path(decays, params)

@@ -37,6 +37,8 @@ class Optimizer:
   """Added to the root of the second moment."""
   weight_decay: float = 0.0
   """Decoupled weight decay, on parameters with at least two axes."""
+  no_decay: tuple[str, ...] = ()
+  """Regular expressions, found anywhere in a parameter's path, that spare it the decay."""
   clip_norm: float | None = None
   """Largest global norm of the player's gradient."""
   start_step: int = 0

@@ -251,17 +251,6 @@ class MaskGITVQGAN(nn.Module):
 PRESETS = {"maskgit-vqgan-imagenet-f16-256": Config()}
 
 
-def encoder_rules(key: str, path: str) -> tuple[Rule, ...]:
-  """The encoder's rules under a prefix on either side."""
-  return (
-    Rule(f"{key}.conv_in.weight", f"{path}/conv_in/kernel", CONV2D),
-    *residual_rules(f"{key}.down.{{l}}.block.{{j}}", f"{path}/down_{{l}}/block_{{j}}"),
-    *residual_rules(f"{key}.mid.{{j}}", f"{path}/mid_{{j}}"),
-    *norm_rules(f"{key}.norm_out", f"{path}/norm_out"),
-    *conv2d_rules(f"{key}.conv_out", f"{path}/conv_out"),
-  )
-
-
 def decoder_rules(key: str, path: str) -> tuple[Rule, ...]:
   """The decoder's rules under a prefix on either side."""
   return (
@@ -276,7 +265,11 @@ def decoder_rules(key: str, path: str) -> tuple[Rule, ...]:
 
 WEIGHTS = Table(
   rules=(
-    *encoder_rules("encoder", "params/encoder"),
+    Rule("encoder.conv_in.weight", "params/encoder/conv_in/kernel", CONV2D),
+    *residual_rules("encoder.down.{l}.block.{j}", "params/encoder/down_{l}/block_{j}"),
+    *residual_rules("encoder.mid.{j}", "params/encoder/mid_{j}"),
+    *norm_rules("encoder.norm_out", "params/encoder/norm_out"),
+    *conv2d_rules("encoder.conv_out", "params/encoder/conv_out"),
     Rule("quantize.embedding.weight", "params/quantizer/codes"),
     *decoder_rules("decoder", "params/decoder"),
   )

@@ -2,8 +2,8 @@
 
 Miwa et al., "One-D-Piece: Image Tokenizer Meets Quality-Controllable Compression", arXiv
 2501.10064. Written from what turingmotors/One-D-Piece @ 473665d computes
-(`modeling/one_d_piece.py`); weights on the hub: turing-motors/One-D-Piece-{S,B,L}-256,
-Apache-2.0, in the names and layouts of TiTok's first weights.
+(`modeling/one_d_piece.py`); weights on the hub: turing-motors/One-D-Piece-{S,B,L}-256, in
+the names and layouts of TiTok's first weights.
 
   image   float32[B, S, S, C] in [-1, 1] with S = image_size
   tokens  ids [B, n], 12 bits each: the first n of what `encode` makes are an encoding, too

@@ -3,7 +3,7 @@
 Yu et al., "An Image is Worth 32 Tokens for Reconstruction and Generation", arXiv 2406.07550.
 Written from what bytedance/1d-tokenizer @ 942a96f computes (`modeling/titok.py`,
 `modeling/modules/blocks.py`, `modeling/quantizer/quantizer.py`); weights on the hub:
-yucornetto/tokenizer_titok_*, Apache-2.0.
+yucornetto/tokenizer_titok_*.
 
   image   float32[B, S, S, C] in [-1, 1] with S = image_size: positions are learnt per place
   tokens  ids [B, K], or values [B, K, code_dim] of the VAE variant
@@ -467,7 +467,5 @@ WEIGHTS = Table(
     *conv2d_rules("decoder.conv_out", "params/decoder/conv_out"),
     Rule("pixel_quantize.embedding.weight", "params/pixels/quantizer/codes"),
     *maskgit_vqgan.decoder_rules("pixel_decoder", "params/pixels/decoder"),
-    # The teacher's encoder, which only the first stage needs; no published file has it.
-    *maskgit_vqgan.encoder_rules("pixel_encoder", "params/pixels/encoder"),
   )
 )

@@ -22,11 +22,12 @@ from tokzoo.tokenizers.image.titok.model import Config, TiTok
 
 @dataclasses.dataclass(frozen=True)
 class ProxyCodes:
-  """Trains a TiTok or One-D-Piece on the codes of its frozen VQGAN, `params/pixels`.
+  """Trains a TiTok or One-D-Piece on the codes of a frozen VQGAN.
 
   Loss: cross-entropy of the decoder's logits, mean over places, + sum of weights * the
-  quantizer's losses. Start the run from the VQGAN's weights (`init_from`): `adopt` puts them
-  in their place, where they stay as they are.
+  quantizer's losses. Start the run from the VQGAN's weights (`init_from`): `adopt` puts its
+  codebook and decoder where the tokenizer has its own, and its encoder, which no tokenizer
+  needs afterwards, in the collection `teacher`. They stay as they are.
   """
 
   model: Config
@@ -43,13 +44,13 @@ class ProxyCodes:
   def init(self, rng: PRNGKeyArray, batch: Batch) -> Variables:
     params_rng, bits_rng = jax.random.split(rng)
     rngs = {"params": params_rng, "bits": bits_rng}
-    return self.model.build().init(rngs, batch["image"], method=_with_teacher)
+    variables = self.model.build().init(rngs, batch["image"], method=_with_teacher)
+    return _apart(variables["params"])
 
   def adopt(self, initial: Variables) -> Variables:
-    """Weights to start from: a VQGAN's go to `pixels`, a tokenizer's stay where they are."""
+    """Weights to start from: a VQGAN's go to their places, a tokenizer's stay in theirs."""
     params = initial["params"]
-    is_tokenizer = "latent_tokens" in params
-    return initial if is_tokenizer else {"params": {"pixels": params}}
+    return initial if "latent_tokens" in params else _apart({"pixels": params})
 
   def losses(
     self, variables: Variables, batch: Batch, rng: PRNGKeyArray, step: Int[Array, ""]
@@ -83,7 +84,7 @@ class ProxyCodes:
   ) -> dict[str, Float[Array, "B H W C"]]:
     image = batch["image"]
     module: Any = self.model.build()
-    output = module.apply(variables, image)
+    output = module.apply({"params": variables["params"]}, image)
     shown = jnp.clip(output.reconstruction, -1, 1)
     return {"original_over_reconstruction": jnp.concatenate([image, shown], 1)}
 
@@ -98,7 +99,12 @@ class ProxyCodes:
 
     rngs = None if rng is None else {"bits": rng}
     module: Any = self.model.build()
-    logits, quantized, targets = module.apply(variables, image, rngs=rngs, method=run)
+    params = variables["params"]
+    teacher = jax.tree.map(lambda leaf: leaf.astype(image.dtype), variables["teacher"])
+    whole = {**params, "pixels": {**params["pixels"], **teacher}}
+    logits, quantized, targets = module.apply(
+      {"params": whole}, image, rngs=rngs, method=run
+    )
     rows = logits.reshape(*targets.shape, -1).astype(jnp.float32)
     return rows, quantized, jax.lax.stop_gradient(targets)
 
@@ -107,6 +113,13 @@ def _with_teacher(module: TiTok, image: Array) -> None:
   """Touches every parameter: those of the tokenizer, and those of the teacher's encoder."""
   module(image)
   module.pixels.quantize(image)
+
+
+def _apart(params: Mapping[str, Any]) -> dict[str, Any]:
+  """The encoder of `pixels` as a collection of its own."""
+  pixels = dict(params["pixels"])
+  teacher = {"encoder": pixels.pop("encoder")}
+  return {"params": {**params, "pixels": pixels}, "teacher": teacher}
 
 
 def _cross_entropy(
