@@ -6,6 +6,8 @@ import numpy as np
 
 from tests.parity.base import Comparison, Ids
 from tests.parity.instella_t2i import authors_state, gradients
+from tokzoo import losses
+from tokzoo.nn.discriminator import PatchGAN, patchgan_weights
 from tokzoo.tokenizers.image import llamagen
 from tokzoo.tokens import Tokens
 
@@ -94,6 +96,38 @@ def top2_gap(latents: np.ndarray, codes: np.ndarray, is_unit_norm: bool) -> np.n
   return best[:, 1] - best[:, 0]
 
 
+def compare_patchgan(config, tensors):
+  critic = PatchGAN(config["ndf"], config["n_layers"])
+  table = patchgan_weights(config["n_layers"])
+  real, fake = nhwc(tensors["in/real"]), nhwc(tensors["in/fake"])
+  like = jax.eval_shape(critic.init, jax.random.key(0), real)
+  variables = table.to_ours(authors_state(tensors), like)
+  params, state = variables["params"], {"batch_stats": variables["batch_stats"]}
+
+  def judge(params, state, image):
+    return critic.apply({"params": params, **state}, image, mutable=["batch_stats"])
+
+  def hinge(params):
+    logits, after = judge(params, state, real)
+    shown, after = judge(params, after, fake)
+    return losses.hinge_discriminator(logits, shown), (logits, shown, after)
+
+  (telling, (logits, shown, after)), grads = jax.value_and_grad(hinge, has_aux=True)(
+    params
+  )
+  kept = table.to_authors({"params": params, **after})
+  return {
+    "out/logits_train_real": nchw(logits),
+    "out/logits_train_fake": nchw(shown),
+    "out/logits_eval_real": nchw(critic.apply(variables, real)),
+    "out/hinge_d": telling,
+    "out/hinge_g": losses.hinge_generator(shown),
+    **gradients(table, {"params": grads}, tensors),
+    **{n: kept[n.removeprefix("after/")] for n in tensors if n.startswith("after/")},
+  }
+
+
 COMPARISONS = {
   "llamagen-vq": Comparison(compare_vq),
+  "llamagen-patchgan": Comparison(compare_patchgan),
 }

@@ -8,7 +8,6 @@ from tests.parity.base import Comparison, Ids
 from tests.parity.instella_t2i import authors_state, gradients
 from tests.parity.llamagen import nchw, nhwc
 from tokzoo.tokenizers.image import open_magvit2
-from tokzoo.tokens import Tokens
 
 
 def lfq_config(config: dict) -> open_magvit2.Config:

@@ -9,9 +9,11 @@ import pytest
 
 from tokzoo.errors import TokzooError
 from tokzoo.generators.instella_t2i import ARConfig, DiffusionConfig
+from tokzoo.nn.discriminator import Discriminator
 from tokzoo.tokenizers.image.instella_t2i import Config
 from tokzoo.tokens import Tokens
-from tokzoo.train.tasks import Adversary, Generation, Reconstruction
+from tokzoo.train.adversary import Adversary
+from tokzoo.train.tasks import Generation, Reconstruction
 
 TOKENIZER = Config(
   image_size=8,
@@ -79,7 +81,7 @@ def test_rows_that_only_fill_do_not_count(images, rng):
 
 
 def test_each_player_minds_its_own_parameters(images, rng):
-  adversary = Adversary(weight=0.1, start_step=0, width=8, layers=1)
+  adversary = Adversary(weight=0.1, start_step=0, network=Discriminator(8, 1))
   task = Reconstruction(model=TOKENIZER, adversary=adversary, tile=True)
   batch = {"image": jnp.asarray(images)}
   variables = task.init(rng, batch)
@@ -106,7 +108,7 @@ def test_each_player_minds_its_own_parameters(images, rng):
 
 
 def test_the_adversary_waits_for_its_start(images, rng):
-  adversary = Adversary(start_step=100, width=8, layers=1)
+  adversary = Adversary(start_step=100, network=Discriminator(8, 1))
   task = Reconstruction(model=TOKENIZER, adversary=adversary, tile=True)
   batch = {"image": jnp.asarray(images)}
   variables = task.init(rng, batch)

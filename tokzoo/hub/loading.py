@@ -21,6 +21,7 @@ from tokzoo.hub.pretrained import (
 from tokzoo.places import bundled
 from tokzoo.remote import is_remote, located, on_disk
 from tokzoo.train import from_json, load_run
+from tokzoo.train.state import variables_of_model
 from tokzoo.weights import flatten, read_state
 from tokzoo.weights.checkpoint import read_checkpoint
 
@@ -102,7 +103,7 @@ def _from_run(path: Path, tokenizer: str | Path | None) -> Pretrained:
   recipe = from_json(recipe_json)
   system, part = systems.part_of_config(recipe.task.model)
   # What only training needs (a discriminator) is not part of the model.
-  params = {k: v for k, v in variables["params"].items() if k != "discriminator"}
+  variables = variables_of_model(variables)
   header = {"recipe": recipe_json, "step": step}
   card = Card(
     name=str(path),
@@ -115,7 +116,7 @@ def _from_run(path: Path, tokenizer: str | Path | None) -> Pretrained:
     header={**header, "tokenizer_origin": _kept_origin(path)},
   )
   whose = tokenizer or recipe.tokenizer
-  return _assemble(recipe.task.model, {**variables, "params": params}, card, whose)
+  return _assemble(recipe.task.model, variables, card, whose)
 
 
 def _from_remote(

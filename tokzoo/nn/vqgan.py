@@ -25,7 +25,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from tokzoo.nn.layers import attend, rows_dot_general
-from tokzoo.weights import POINTWISE, Rule, conv2d_rules
+from tokzoo.weights import POINTWISE, Rule, conv2d_rules, norm_rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,12 +214,6 @@ class Decoder(nn.Module):
 
 
 # ---------------------------------------------------------------- weights
-
-
-def norm_rules(key: str, path: str) -> tuple[Rule, ...]:
-  """A norm with scale and bias."""
-  scale = Rule(f"{key}.weight", f"{path}/scale")
-  return scale, Rule(f"{key}.bias", f"{path}/bias")
 
 
 def residual_rules(key: str, path: str) -> tuple[Rule, ...]:

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from tokzoo.contract import Task, Variables
+from tokzoo.train.state import given_by
 
 Numbers = Mapping[str, float]
 
@@ -87,7 +88,7 @@ def fit(
   """
   init_rng, step_rng = jax.random.split(jax.random.key(seed))
   first = dict(next(batches))
-  variables = dict(jax.jit(task.init)(init_rng, first))
+  variables = {**jax.jit(task.init)(init_rng, first), **given_by(task)}
   schedule = optax.warmup_cosine_decay_schedule(0.0, peak_lr, steps // 20 + 1, steps)
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.99))
   state = optimizer.init(variables["params"])

@@ -212,12 +212,28 @@ def make_state(
     out_shardings=layout.placed.variables(use_ema=False),
   )
   variables = jax.block_until_ready(init(dict(batch)))
+  given = given_by(recipe.task)
+  if given:
+    variables = merge_initial(variables, given)
   if initial is not None:
     # A task may keep weights elsewhere than the model they come from: a teacher's.
     adopt = getattr(recipe.task, "adopt", None)
     variables = merge_initial(variables, initial if adopt is None else adopt(initial))
   begin = functools.partial(_begin, recipe, layout.assignment, layout.optimizers)
   return jax.block_until_ready(jax.jit(begin, out_shardings=layout.placed)(variables))
+
+
+def variables_of_model(variables: Variables) -> dict[str, Any]:
+  """What of a task's variables is the model's: neither discriminator nor given networks."""
+  params = {k: v for k, v in variables["params"].items() if k != "discriminator"}
+  rest = ("params", "discriminator", "perceptual")
+  return {"params": params} | {k: v for k, v in variables.items() if k not in rest}
+
+
+def given_by(task: Task) -> Variables:
+  """Variables that a task reads from files instead of initialising them (`given`), such as
+  a frozen network's; most tasks have none."""
+  return getattr(task, "given", dict)()
 
 
 def merge_initial(variables: Variables, initial: Variables) -> dict[str, PyTree]:

@@ -14,11 +14,15 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from tokzoo.contract import Batch, Losses, Output, Variables
 from tokzoo.errors import TokzooError
-from tokzoo.losses import adversarial, reconstruction
+from tokzoo.losses import reconstruction
 from tokzoo.metrics import PSNR, SSIM, BitEntropy, BitsPerPixel, CodebookUsage, Mean
 from tokzoo.metrics.images import SSIM_WINDOW
-from tokzoo.nn.discriminator import Discriminator
 from tokzoo.tokens import Tokens
+from tokzoo.train import adversary as adversaries
+from tokzoo.train.adversary import Adversary
+from tokzoo.train.perception import Perceptual, placeholders
+from tokzoo.train.state import variables_of_model
+from tokzoo.weights.table import flatten, unflatten
 
 _DISTANCES = {
   "l1": reconstruction.l1,
@@ -28,26 +32,11 @@ _DISTANCES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Adversary:
-  """A patch discriminator against the reconstructions (hinge loss)."""
-
-  weight: float = 0.1
-  """Of the generator's adversarial loss."""
-  start_step: int = 0
-  """First step at which either side sees the other; the discriminator's optimizer has a
-  `start_step` of its own."""
-  width: int = 64
-  """Features of the first layer."""
-  layers: int = 3
-  """Strided layers after the first."""
-
-
-@dataclasses.dataclass(frozen=True)
 class Reconstruction:
   """Trains a tokenizer to give back what it is given.
 
-  Loss: distance(reconstruction, input) + sum of weights * the tokenizer's named losses
-  (+ the adversary's). With `batch["teacher"]` and a tokenizer that predicts it (feature
+  Loss: distance(reconstruction, input) + the perceptual terms + sum of weights * the
+  tokenizer's named losses (+ the adversary's). With `batch["teacher"]` and a tokenizer that predicts it (feature
   "repa"), `weights["repa"]` aligns the two by cosine similarity.
   """
 
@@ -57,6 +46,8 @@ class Reconstruction:
   """Between reconstruction and input, mean over all elements."""
   weights: dict[str, float] = dataclasses.field(default_factory=dict)
   """Weight of each of the tokenizer's named losses; those not named are only logged."""
+  perceptual: tuple[Perceptual, ...] = ()
+  """Frozen networks that compare the reconstruction with the input as well."""
   adversary: Adversary | None = None
   """Discriminator; None: no second player."""
   tile: bool = False
@@ -74,13 +65,23 @@ class Reconstruction:
     rngs = {"params": params_rng, "bits": bits_rng}
     image = self._cut(batch["image"])
     variables = dict(self.model.build().init(rngs, image))
+    if self.perceptual:
+      variables["perceptual"] = placeholders(self.perceptual)
     if self.adversary is not None:
-      critic = self._critic().init(critic_rng, image)
-      variables["params"] = {
-        **variables["params"],
-        "discriminator": critic["params"],
-      }
+      params, state = adversaries.start(self.adversary, critic_rng, image)
+      variables["params"] = {**variables["params"], "discriminator": params}
+      if state:
+        variables["discriminator"] = state
     return variables
+
+  def given(self) -> Variables:
+    """Variables that are read, not initialised: the weights of the perceptual networks.
+
+    Raises:
+      TokzooError: a network's files are missing or of another network.
+    """
+    loaded = {term.name: term.load() for term in self.perceptual}
+    return {"perceptual": loaded} if loaded else {}
 
   def losses(
     self, variables: Variables, batch: Batch, rng: PRNGKeyArray, step: Int[Array, ""]
@@ -97,24 +98,29 @@ class Reconstruction:
         f"the recipe weighs a loss {min(unknown)!r}, but this model has "
         f"{', '.join(sorted(metrics))}: correct the name under weights."
       )
-    total = distance + sum(w * metrics[name] for name, w in self.weights.items())
+    seen = self._compare(variables, output.reconstruction, image)
+    metrics |= seen
+    felt = distance + sum(term.weight * seen[term.name] for term in self.perceptual)
+    total = felt + sum(w * metrics[name] for name, w in self.weights.items())
     if self.adversary is None:
       return Losses({"model": total}, metrics, updates)
-    critic = self._critic()
-    params = {"params": variables["params"]["discriminator"]}
-
-    def judge(shown: Array) -> Array:
-      return jnp.asarray(critic.apply(params, shown.astype(image.dtype)))
-
-    started = (step >= self.adversary.start_step).astype(jnp.float32)
-    fooling = adversarial.hinge_generator(judge(output.reconstruction))
-    seen = jax.lax.stop_gradient(output.reconstruction)
-    telling = adversarial.hinge_discriminator(judge(image), judge(seen))
-    metrics |= {"adversarial": fooling, "discriminator": telling}
+    params = variables["params"]["discriminator"]
+    state = variables.get("discriminator", {})
+    found = adversaries.play(
+      self.adversary, params, state, image, output.reconstruction
+    )
+    is_on = adversaries.started(self.adversary, step)
+    weight = is_on * self.adversary.weight
+    metrics |= found.metrics
+    if self.adversary.adaptive is not None:
+      metrics["adaptive_weight"] = self._adaptive_weight(variables, image, rng)
+      weight = weight * metrics["adaptive_weight"]
+    if found.state:
+      updates["discriminator"] = found.state
     return Losses(
       {
-        "model": total + started * self.adversary.weight * fooling,
-        "discriminator": started * telling,
+        "model": total + weight * found.fooling,
+        "discriminator": is_on * found.telling,
       },
       metrics,
       updates,
@@ -149,11 +155,10 @@ class Reconstruction:
   ) -> tuple[Output, dict[str, Any]]:
     """The tokenizer on a batch, and the new values of its mutable collections."""
     module = self.model.build()
-    params = {k: v for k, v in variables["params"].items() if k != "discriminator"}
-    inputs = {**variables, "params": params}
+    inputs = variables_of_model(variables)
     if not train:
       return module.apply(inputs, image), {}
-    mutable = [name for name in variables if name != "params"]
+    mutable = [name for name in inputs if name != "params"]
     # Named streams of one key: each layer folds its own path in.
     rngs = {"bits": rng, "codebook": rng, "dropout": rng}
     output, updates = module.apply(
@@ -178,9 +183,51 @@ class Reconstruction:
     batch, rows = like.shape[0], like.shape[1] // tiles.shape[1]
     return rearrange(tiles, "(b r c) h w d -> b (r h) (c w) d", b=batch, r=rows)
 
-  def _critic(self) -> Discriminator:
-    assert self.adversary is not None
-    return Discriminator(self.adversary.width, self.adversary.layers)
+  def _compare(
+    self, variables: Variables, shown: Array, image: Array
+  ) -> dict[str, Float[Array, ""]]:
+    """The distances under the perceptual networks, by name."""
+    return {
+      term.name: term(variables["perceptual"][term.name], shown, image)
+      for term in self.perceptual
+    }
+
+  def _adaptive_weight(
+    self, variables: Variables, image: Array, rng: PRNGKeyArray
+  ) -> Float[Array, ""]:
+    """|gradient of distance and perceptual terms| / |gradient of the adversarial one|, both
+    of the decoder's last kernel: at most 1e4, and itself without a gradient."""
+    adversary = self.adversary
+    assert adversary is not None and adversary.adaptive is not None
+    path = adversary.adaptive
+    fixed = jax.lax.stop_gradient(dict(variables))
+    flat = flatten(fixed["params"])
+    if path not in flat:
+      raise TokzooError(
+        f"the adversary's weight adapts to {path!r}, which the model does not "
+        "have: name the path of its last kernel."
+      )
+
+    def reconstruct(kernel: Array) -> Array:
+      params = unflatten({**flat, path: kernel})
+      output, _ = self._apply({**fixed, "params": params}, image, rng, train=True)
+      return output.reconstruction
+
+    def felt(shown: Array) -> Array:
+      seen = self._compare(fixed, shown, image)
+      distance = _DISTANCES[self.distance](shown, image)
+      return distance + sum(term.weight * seen[term.name] for term in self.perceptual)
+
+    # Of the whole network only its last layer depends on the kernel: one short backward pass.
+    shown, pull = jax.vjp(reconstruct, flat[path])
+    fooling = adversaries.frozen(
+      adversary, fixed["params"]["discriminator"], fixed.get("discriminator", {})
+    )
+    norms = [
+      jnp.linalg.norm(pull(jax.grad(loss)(shown))[0].astype(jnp.float32).ravel())
+      for loss in (felt, fooling)
+    ]
+    return jax.lax.stop_gradient(jnp.clip(norms[0] / (norms[1] + 1e-4), 0, 1e4))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -244,7 +244,7 @@ class OpenMagvit2(nn.Module):
     """The signs of latents, and ids whose lowest bit is channel 0."""
     rows = latents.reshape(latents.shape[0], -1, latents.shape[-1])
     found = self.quantizer(rows[..., ::-1], train=train)
-    return found.replace(values=found.values[..., ::-1])
+    return dataclasses.replace(found, values=found.values[..., ::-1])
 
   def ids_to_codes(self, ids: Int[Array, "*N"]) -> Float[Array, "*N D"]:
     """The signs, +1 and -1, of ids."""

@@ -18,7 +18,7 @@ import tokzoo.data
 from tokzoo.errors import TokzooError, unknown
 from tokzoo.train.mesh import ambient, batch_sharding, check_batch, host_arrays
 from tokzoo.train.recipe import Recipe
-from tokzoo.train.state import Layout, lay_out
+from tokzoo.train.state import Layout, lay_out, variables_of_model
 from tokzoo.train.step import make_step
 
 What = Literal["train", "encode", "decode", "sample"]
@@ -105,9 +105,7 @@ def _inference(recipe: Recipe, what: What, layout: Layout, batch: Shapes):
       "model does, or --what train."
     )
   mesh = layout.mesh
-  variables = layout.shapes.variables()
-  params = {k: v for k, v in variables["params"].items() if k != "discriminator"}
-  variables = {**variables, "params": params}
+  variables = variables_of_model(layout.shapes.variables())
 
   def encode(variables: PyTree, image: PyTree) -> PyTree:
     return module.apply(variables, image, method="encode")
@@ -133,7 +131,7 @@ def _inference(recipe: Recipe, what: What, layout: Layout, batch: Shapes):
     function = encode if what == "encode" else decode
     arguments = (variables, _on_batch_axis(inputs, mesh))
   lowered = jax.jit(ambient(mesh, function)).lower(*arguments)
-  return lowered, arguments, params
+  return lowered, arguments, variables["params"]
 
 
 def _tiles(recipe: Recipe, image: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
