@@ -11,21 +11,22 @@ runs="${RUNS:-runs/checkpoints}"
 names=("$@")
 [ ${#names[@]} -gt 0 ] || names=(
   instella-photos-nano instella-digits-nano
-  instella-digits-ar-nano
+  instella-digits-ar-nano llamagen-digits-nano
 )
-retrain() {  # name, then what tokzoo train takes
-  local name="$1"
-  shift
-  tokzoo train instella-t2i --out "$runs/$name" "$@"
+retrain() {  # name, system, then what tokzoo train takes
+  local name="$1" system="$2"
+  shift 2
+  tokzoo train "$system" --out "$runs/$name" "$@"
   tokzoo export "$runs/$name" --out "checkpoints/$name.safetensors" --weights-licence Apache-2.0
 }
 digits=checkpoints/instella-digits-nano.safetensors
 for name in "${names[@]}"; do
   case "$name" in
-    instella-photos-nano) retrain "$name" --recipe nano --steps 4000 --save-every 1000 ;;
-    instella-digits-nano) retrain "$name" --recipe nano-digits --steps 6000 --save-every 2000 ;;
+    instella-photos-nano) retrain "$name" instella-t2i --recipe nano --steps 4000 --save-every 1000 ;;
+    instella-digits-nano) retrain "$name" instella-t2i --recipe nano-digits --steps 6000 --save-every 2000 ;;
     instella-digits-ar-nano)
-      retrain "$name" --recipe nano-ar --tokenizer "$digits" ;;
+      retrain "$name" instella-t2i --recipe nano-ar --tokenizer "$digits" ;;
+    llamagen-digits-nano) retrain "$name" maskgit --recipe nano-tokenizer ;;
     *) echo "retrain.sh: no packaged checkpoint is called $name." >&2; exit 2 ;;
   esac
 done

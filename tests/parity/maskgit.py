@@ -68,7 +68,7 @@ def compare_original(config, tensors):
   return {
     "out/logits": logits,
     "out/loss_per_token_smoothed": each,
-    "out/loss_masked_mean": (each * masked).sum() / masked.sum(),
+    "out/loss_masked_mean": each.mean(where=masked),
     "out/decode_samples": with_class(decoded.samples),
     "out/decode_states": with_class(decoded.states),
     "out/masked_counts": Ids(np.asarray(decoded.masked)),

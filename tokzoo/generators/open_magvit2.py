@@ -182,7 +182,7 @@ class FactorizedAR(nn.Module):
     """
     c = self.config
     if tokens.packed is not None and tokens.bits == c.bits and c.bits <= 30:
-      places = 2 ** jnp.arange(c.bits, dtype=jnp.int32)
+      places = 2 ** jnp.arange(c.bits, dtype=jnp.int32)[None, None]
       ids = (tokens.unpacked().astype(jnp.int32) * places).sum(-1)
       tokens = Tokens.from_ids(ids, c.vocab)
     ids = require_ids(tokens, c.num_tokens, c.vocab)

@@ -209,10 +209,11 @@ class RAR(nn.Module):
     rows = 2 + order
     prefix = jnp.broadcast_to(jnp.arange(2), (ids.shape[0], 2))
     places = jnp.concatenate([prefix, rows], axis=1)[:, :length]
-    x = x + self.pos_embed[0][places]
+    x = x + jnp.take(self.pos_embed[0], places, axis=0)
     if c.target_aware:
       # From class on, each place bears the row of the token that follows it.
-      targets = self.target_aware_pos_embed[0][rows[:, : length - 1]]
+      table, following = self.target_aware_pos_embed[0], rows[:, : length - 1]
+      targets = jnp.take(table, following, axis=0)
       room = ((0, 0), (1, length - 1 - targets.shape[1]), (0, 0))
       x = x + jnp.pad(targets, room)
     condition = classes + self.timesteps_embeddings[:, :length]

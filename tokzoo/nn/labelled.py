@@ -48,8 +48,11 @@ class LabelledIds:
     return batch["label"]
 
 
-def require_labels(labels: Any, num_classes: int) -> Int[Array, "B"]:
-  """The labels, if they are integers `[B]` in [0, num_classes]; the last is "no class".
+def require_labels(
+  labels: Any, num_classes: int, has_null: bool = True
+) -> Int[Array, "B"]:
+  """The labels, if they are integers `[B]` in [0, num_classes); with `has_null` also
+  num_classes, which is "no class".
 
   Inside jit only shape and dtype can be looked at.
 
@@ -63,7 +66,7 @@ def require_labels(labels: Any, num_classes: int) -> Int[Array, "B"]:
     )
   if not isinstance(labels, Tracer):
     found = np.asarray(labels)
-    if found.size and (found.min() < 0 or found.max() > num_classes):
+    if found.size and (found.min() < 0 or found.max() >= num_classes + has_null):
       wrong = int(found.min() if found.min() < 0 else found.max())
       raise TokzooError(
         f"class label {wrong} is out of range: this generator has the classes 0 to "

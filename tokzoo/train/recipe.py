@@ -121,5 +121,5 @@ class Recipe:
   tokenizer: str | None = None
   """Checkpoint or run that turns the data into tokens before a generator is trained on them;
   None: the data is used as it is."""
-  sampling: dict[str, int | float] = dataclasses.field(default_factory=dict)
+  sampling: dict[str, int | float | str] = dataclasses.field(default_factory=dict)
   """Settings with which the trained generator is sampled."""

@@ -130,7 +130,7 @@ class MaskedGenerator(nn.Module):
     if self.has_rng("dropout"):
       condition = drop_labels(drop_rng, condition, c.drop, c.num_classes)
     t = jax.random.uniform(time_rng, ids.shape[:1])
-    count = jnp.maximum(1, jnp.round(c.num_tokens * arccos(t)))
+    count = jnp.maximum(1, jnp.round(c.num_tokens * arccos(t))).astype(jnp.int32)
     masked = random_mask(place_rng, count, c.num_tokens)
     logits = self(jnp.where(masked, c.vocab, ids), condition)
     return self.masked_loss(logits, ids, masked)
@@ -268,8 +268,8 @@ class ImageBert(MaskedGenerator):
     c = self.config
     rows = self._with_class(ids, labels)
     x = nn.Embed(c.rows, c.width, embedding_init=INIT, name="tokens")(rows)
-    places = jnp.arange(c.num_tokens + 1)
-    x = x + nn.Embed(len(places), c.width, embedding_init=INIT, name="positions")(
+    places = jnp.arange(c.num_tokens + 1)[None]
+    x = x + nn.Embed(places.size, c.width, embedding_init=INIT, name="positions")(
       places
     )
     # BERT knows two types of token; every place is of type 0.

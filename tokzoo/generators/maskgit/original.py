@@ -154,7 +154,7 @@ class MaskGIT(nn.Module):
       labels: classes.
     """
     c = self.config
-    start = require_labels(labels, c.num_classes - 1)[:, None] + c.vocab
+    start = require_labels(labels, c.num_classes, has_null=False)[:, None] + c.vocab
     ids = jnp.concatenate([start, jnp.asarray(ids, jnp.int32)], axis=1)
     # The mask is the table's last row.
     ids = jnp.where(ids == MASKED, c.rows - 1, ids)
@@ -181,11 +181,12 @@ class MaskGIT(nn.Module):
     ratio_rng, place_rng = jax.random.split(rng)
     r = jax.random.uniform(ratio_rng, ids.shape[:1], minval=1e-6)
     share = mask_schedule(c.schedule)(r, c.num_tokens)
-    masked = random_mask(place_rng, jnp.ceil(share * c.num_tokens), c.num_tokens)
+    count = jnp.ceil(share * c.num_tokens).astype(jnp.int32)
+    masked = random_mask(place_rng, count, c.num_tokens)
     logits = self(jnp.where(masked, MASKED, ids), condition)[:, 1:]
     each = smoothed_cross_entropy(logits, ids, c.label_smoothing)
     hit = logits[..., : c.vocab].argmax(-1) == ids
-    return (each * masked).sum() / masked.sum(), {
+    return each.mean(where=masked), {
       "accuracy": (hit & masked).sum() / masked.sum(),
       "masked": masked.mean(),
     }
@@ -219,8 +220,9 @@ class MaskGIT(nn.Module):
       confidence = log_p + choice_temperature * (1 - r) * of_choice
       confidence = jnp.where(is_masked, confidence, jnp.inf)
       # The schedule of `log` and `exp` is of all tokens that were masked at the start.
-      share = gamma(r, jnp.maximum(unknown, 2).astype(jnp.float32))
-      count = jnp.floor(unknown * share).astype(jnp.int32)
+      holes = unknown.astype(jnp.float32)
+      share = gamma(r, jnp.maximum(holes, 2))
+      count = jnp.floor(holes * share).astype(jnp.int32)
       count = jnp.maximum(1, jnp.minimum(is_masked.sum(1) - 1, count))
       threshold = jnp.take_along_axis(jnp.sort(confidence, 1), count[:, None], 1)
       after = jnp.where(confidence < threshold, MASKED, drawn).astype(jnp.int32)
@@ -304,7 +306,7 @@ def check_steps(rng: PRNGKeyArray | None, steps: int, first: int = 0) -> None:
 
 
 def random_mask(
-  rng: PRNGKeyArray, count: Float[Array, "B"], length: int
+  rng: PRNGKeyArray, count: Int[Array, "B"], length: int
 ) -> Bool[Array, "B N"]:
   """`count` random places of each row."""
   noise = jax.random.uniform(rng, (count.shape[0], length))
