@@ -224,9 +224,9 @@ def make_state(
 
 
 def variables_of_model(variables: Variables) -> dict[str, Any]:
-  """What of a task's variables is the model's: neither discriminator nor given networks."""
+  """What of a task's variables is the model's: no discriminator, given network or teacher."""
   params = {k: v for k, v in variables["params"].items() if k != "discriminator"}
-  rest = ("params", "discriminator", "perceptual")
+  rest = ("params", "discriminator", "perceptual", "teacher")
   return {"params": params} | {k: v for k, v in variables.items() if k not in rest}
 
 
