@@ -63,7 +63,9 @@ def public(module: ast.Module) -> list[tuple[str, ast.AST]]:
     # A `run_COMMAND` only hands its words on to the function of that name.
     if isinstance(node, kinds) and not node.name.startswith(("_", "run_")):
       # An overload is said by the function under it.
-      if any(isinstance(d, ast.Name) and d.id == "overload" for d in node.decorator_list):
+      if any(
+        isinstance(d, ast.Name) and d.id == "overload" for d in node.decorator_list
+      ):
         continue
       found.append((node.name, node))
   return found

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from tests.parity import llamagen_ar, maskgit, open_magvit2_ar, rar
@@ -36,7 +35,7 @@ def test_a_changed_parameter_goes_red(tmp_path):
   path = next(path for path in FIXTURES if path.stem == "rar-tiny")
   tensors, metadata = read_safetensors(path, "fixture")
   table = tensors["param/target_aware_pos_embed"].copy()
-  table[0, 3] += 0.1
+  table[0, 3, ::2] += 0.1  # LayerNorm would not see the same step in every feature
   changed = {**tensors, "param/target_aware_pos_embed": table}
   write_safetensors(tmp_path / path.name, changed, metadata)
   assert any(not row.passed for row in compare(tmp_path / path.name))
