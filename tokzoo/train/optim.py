@@ -26,27 +26,40 @@ def schedule(config: Optimizer, steps: int) -> optax.Schedule:
     A function from count int32[] to learning rate float32[].
 
   Raises:
-    TokzooError: the player starts, or still warms up, after the last step.
+    TokzooError: the player starts, or still warms up, after the last step; or a drop comes
+      before its warm-up is over.
   """
-  decay_steps = steps - config.start_step - config.warmup_steps
+  first = config.start_step + config.warmup_steps
+  decay_steps = steps - first
   if decay_steps < 0 or config.start_step >= steps:
     raise TokzooError(
       f"an optimizer that starts at step {config.start_step} and warms up for "
       f"{config.warmup_steps} steps does not fit a run of {steps} steps: shorten them."
     )
   peak, end = config.peak_lr, config.end_lr
+  held = round(config.hold * decay_steps)
   match config.schedule:
     case "constant":
       after = optax.constant_schedule(peak)
     case "cosine":
       alpha = end / peak if peak else 0.0
-      after = optax.cosine_decay_schedule(peak, max(decay_steps, 1), alpha)
+      after = optax.cosine_decay_schedule(peak, max(decay_steps - held, 1), alpha)
+      after = _after(held, peak, after)
     case "linear":
-      after = optax.linear_schedule(peak, end, max(decay_steps, 1))
+      after = optax.linear_schedule(peak, end, max(decay_steps - held, 1))
+      after = _after(held, peak, after)
     case "rsqrt":
       after = functools.partial(_rsqrt, peak, float(max(config.warmup_steps, 1)))
+    case "drops":
+      if min(config.drops, default=first + 1) <= first:
+        raise TokzooError(
+          f"the learning rate drops at step {min(config.drops)}, before it has warmed up at "
+          f"step {first}: drop it later."
+        )
+      tenths = {step - first: 0.1 for step in config.drops}
+      after = optax.piecewise_constant_schedule(peak, tenths)
   if config.warmup_steps:
-    warmup = optax.linear_schedule(0.0, peak, config.warmup_steps)
+    warmup = optax.linear_schedule(config.start_lr, peak, config.warmup_steps)
     after = optax.join_schedules([warmup, after], [config.warmup_steps])
 
   def rate(count: jax.typing.ArrayLike) -> Array:
@@ -110,6 +123,13 @@ def update(
 def _optax_promotion() -> contextlib.AbstractContextManager[None]:
   """Optax multiplies integer counts by floats, which a session may forbid elsewhere."""
   return jax.numpy_dtype_promotion("standard")
+
+
+def _after(held: int, peak: float, schedule: optax.Schedule) -> optax.Schedule:
+  """The schedule, begun after so many steps at the peak."""
+  if not held:
+    return schedule
+  return optax.join_schedules([optax.constant_schedule(peak), schedule], [held])
 
 
 def _rsqrt(peak: float, scale: float, count: jax.typing.ArrayLike) -> Array:
