@@ -1,0 +1,27 @@
+"""FlexTok (arXiv 2502.13967): the tokenizer in `model.py`, its autoencoder in `vae.py`."""
+
+from tokzoo.tokenizers.image.flextok.model import (
+  PRESETS,
+  WEIGHTS,
+  Config,
+  FlexTok,
+  Size,
+)
+from tokzoo.tokenizers.image.flextok.vae import (
+  KLVAE,
+  VAE_PRESETS,
+  VAE_WEIGHTS,
+  VAEConfig,
+)
+
+__all__ = [
+  "KLVAE",
+  "PRESETS",
+  "VAE_PRESETS",
+  "VAE_WEIGHTS",
+  "WEIGHTS",
+  "Config",
+  "FlexTok",
+  "Size",
+  "VAEConfig",
+]
