@@ -83,12 +83,15 @@ class Row:
 class Table:
   """The rules of one system, and keys of published files that hold no parameter.
 
-  rules:   tried in order; the first that matches counts
-  ignore:  regular expressions over whole keys (buffers such as `num_batches_tracked`)
+  rules:     tried in order; the first that matches counts
+  ignore:    regular expressions over whole keys (buffers such as `num_batches_tracked`)
+  averages:  what the keys of running averages begin with; the rest is the key of the
+             parameter without its dots. Where a file holds both, the average counts
   """
 
   rules: tuple[Rule, ...]
   ignore: tuple[str, ...] = ()
+  averages: str | None = None
 
   def to_ours(self, state: State, like: Any) -> dict[str, Any]:
     """Converts the authors' state to our variables.
@@ -110,7 +113,7 @@ class Table:
     wanted = flatten(like)
     found: dict[str, np.ndarray] = {}
     report: list[Row] = []
-    for key, array in state.items():
+    for key, array in self._averaged(state).items():
       if any(re.fullmatch(pattern, key) for pattern in self.ignore):
         continue
       rule, path = self._match(key, forward=True)
@@ -150,6 +153,15 @@ class Table:
       rule, key = self._match(path, forward=False)
       state[key] = np.asarray(rule.transform.to_authors(np.asarray(value)), order="C")
     return state
+
+  def _averaged(self, state: State) -> State:
+    """The state with each parameter that has a running average replaced by it."""
+    if self.averages is None:
+      return state
+    named = {f"{self.averages}{key.replace('.', '')}": key for key in state}
+    return {key: array for key, array in state.items() if key not in named} | {
+      named[key]: array for key, array in state.items() if key in named
+    }
 
   def _match(self, name: str, forward: bool) -> tuple[Rule, str]:
     """The first rule for a key (forward) or a path, and the name on the other side."""

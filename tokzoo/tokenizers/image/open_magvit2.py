@@ -283,6 +283,10 @@ def _lfq_side(side: str, level: str) -> tuple[Rule, ...]:
   )
 
 
+# The losses' networks (LPIPS, discriminator) with their averages, and the averages' state. The
+# averages of the tokenizer are what the authors measured.
+_OTHERS = (r"loss\..*", r"model_ema\.(loss.*|decay|num_updates)")
+
 WEIGHTS = Table(
   rules=(
     *_lfq_side("encoder", "down"),
@@ -295,9 +299,8 @@ WEIGHTS = Table(
       "decoder.adaptive.{l}.{moment}", "params/decoder/adaptive_{l}/{moment}"
     ),
   ),
-  # The losses' networks (LPIPS, discriminator), and the running averages of the weights
-  # under names without dots, which no table can split.
-  ignore=(r"loss\..*", r"model_ema\..*"),
+  ignore=_OTHERS,
+  averages="model_ema.",
 )
 
 # ---------------------------------------------------------------- IBQ
@@ -447,5 +450,6 @@ IBQ_WEIGHTS = Table(
     *conv2d_rules("post_quant_conv", "params/post_quant_conv"),
     Rule("quantize.embedding.weight", "params/quantizer/codes"),
   ),
-  ignore=(r"loss\..*", r"model_ema\..*"),
+  ignore=_OTHERS,
+  averages="model_ema.",
 )
