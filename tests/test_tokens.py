@@ -1,5 +1,7 @@
 """Tokens and their files: what is saved comes back, what is not sound is refused."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tokzoo.errors import TokzooError
+from tokzoo.files import digest, read_safetensors
 from tokzoo.tokens import Origin, Tokens, load_tokens, save_tokens
 from tokzoo.weights import write_safetensors
 
@@ -66,8 +69,52 @@ def test_what_is_saved_comes_back(tmp_path, tokens, extra):
   path = tmp_path / "picture.tok"
   save_tokens(path, tokens, extra)
   loaded, told = load_tokens(path, ORIGIN)
-  assert_same(loaded, tokens)
+  assert_same(loaded, without_what_is_left_out(tokens))
   assert told == extra
+
+
+def without_what_is_left_out(tokens: Tokens) -> Tokens:
+  """As a file keeps them: zeros where the mask is False."""
+  if tokens.mask is None:
+    return tokens
+  array = np.array(tokens.array)
+  array[~np.asarray(tokens.mask)] = 0
+  return tokens.replace(**{tokens.kind: jnp.asarray(array)})
+
+
+@pytest.mark.parametrize(
+  ("tokens", "size"),
+  [
+    (Tokens.from_ids(jnp.full((1, 32), 4095), 4096, origin=ORIGIN), 48),
+    (Tokens.from_ids(jnp.full((1, 5), 2), 3, origin=ORIGIN), 2),
+    (binary(batch=1, length=3, bits=40), 15),
+  ],
+)
+def test_a_file_is_as_small_as_its_information(tmp_path, tokens, size):
+  path = tmp_path / "picture.tok"
+  save_tokens(path, tokens)
+  arrays, _ = read_safetensors(path, "token file")
+  assert sum(array.nbytes for array in arrays.values()) == size
+  few = jnp.arange(tokens.length)[None] < 2
+  save_tokens(path, tokens.replace(mask=few))
+  arrays, _ = read_safetensors(path, "token file")
+  kept = -(-2 * tokens.bits_per_token // 8)
+  assert arrays[tokens.kind].nbytes == kept and arrays["mask"].nbytes <= 4
+
+
+def test_the_first_format_is_still_read(tmp_path):
+  path = tmp_path / "old.tok"
+  arrays = {
+    "ids": np.array([[5, 0, 7]], np.int32),
+    "mask": np.array([[True, True, False]]),
+  }
+  layout = {"kind": "ids", "vocab": 9, "bits": None, "grid": [3]}
+  header = {"format": "tokzoo-tokens", "version": "1", "system": "instella-t2i"}
+  header |= {"weights": "ab" * 32, "layout": json.dumps(layout), "extra": "{}"}
+  write_safetensors(path, arrays, header | {"digest": digest(header, arrays)})
+  loaded, _ = load_tokens(path, ORIGIN)
+  expected = Tokens.from_ids(arrays["ids"], 9, mask=arrays["mask"], origin=ORIGIN)
+  assert_same(loaded, expected)
 
 
 def test_kinds_lengths_and_bits_per_token():

@@ -13,10 +13,13 @@ A token is one of three things, and `Tokens` holds exactly one of them:
   values  float32[B, L, D], a continuous token
 
 The file format is safetensors with a header in its metadata: format and version, layout,
-the system and the weights that made the tokens, and a digest over header and arrays.
+the system and the weights that made the tokens, and a digest over header and arrays. Ids and
+binary tokens are one stream of bits, the first token's least significant bit first: 32 ids
+below 4,096 are 48 bytes. Tokens that a mask leaves out are not kept; they come back as zeros.
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,8 @@ from tokzoo.files import digest, read_safetensors, to_safetensors, write_atomic
 from tokzoo.kernels.bit_packing import pack, unpack, words_per_token
 
 FORMAT = "tokzoo-tokens"
-VERSION = 1
+VERSION = 2
+"""1 kept ids as int32 and binary tokens as whole words; it is still read."""
 _KINDS = ("ids", "packed", "values")
 
 
@@ -125,6 +129,14 @@ class Tokens(struct.PyTreeNode):
       return levels * float(np.log2(self._static("vocab")))
     return 32.0 * array.shape[-1]
 
+  @property
+  def total_bits(self) -> float:
+    """Bits of all tokens that are kept, of the whole batch. Reads the mask: not for jit."""
+    kept = self.batch * self.length
+    if self.mask is not None:
+      kept = int(np.asarray(self.mask).sum())
+    return kept * self.bits_per_token
+
   def unpacked(self) -> Bool[Array, "B L m"]:
     """The bits of binary tokens.
 
@@ -209,9 +221,10 @@ def save_tokens(
       "tokens of an unknown tokenizer cannot be saved: nobody could decode them. "
       "Encode with tokzoo.load(...), which stamps them, or set Tokens.origin."
     )
-  arrays = {tokens.kind: np.asarray(tokens.array)}
+  array = np.asarray(tokens.array)
+  arrays = {tokens.kind: _to_stream(tokens, array)}
   if tokens.mask is not None:
-    arrays["mask"] = np.asarray(tokens.mask)
+    arrays["mask"] = _packed_bits(np.asarray(tokens.mask))
   header = {
     "format": FORMAT,
     "version": str(VERSION),
@@ -223,6 +236,7 @@ def save_tokens(
         "vocab": tokens.vocab,
         "bits": tokens.bits,
         "grid": tokens.grid,
+        "shape": array.shape,
       }
     ),
     "extra": json.dumps(extra or {}, sort_keys=True),
@@ -260,9 +274,15 @@ def load_tokens(
       "upgrade tokzoo."
     )
   layout = json.loads(header["layout"])
+  array, mask = arrays[layout["kind"]], arrays.get("mask")
+  if int(header["version"]) > 1:
+    if mask is not None:
+      batch, length = layout["shape"][:2]
+      mask = _unpacked_bits(mask, (batch, length)).astype(bool)
+    array = _from_stream(layout, array, mask)
   fields: dict[str, Any] = {
-    layout["kind"]: arrays[layout["kind"]],
-    "mask": arrays.get("mask"),
+    layout["kind"]: array,
+    "mask": mask,
     "vocab": layout["vocab"],
     "bits": layout["bits"],
     "grid": tuple(layout["grid"]) if layout["grid"] else None,
@@ -272,6 +292,63 @@ def load_tokens(
   if expected is not None:
     tokens.require_origin(expected)
   return jax.tree.map(jnp.asarray, tokens), json.loads(header["extra"])
+
+
+def _to_stream(tokens: Tokens, array: np.ndarray) -> np.ndarray:
+  """What a file holds of the tokens that are kept: uint8, 8 bits each, or float32 values."""
+  kept = slice(None) if tokens.mask is None else np.asarray(tokens.mask)
+  if tokens.values is not None:
+    return array[kept]
+  if tokens.packed is not None:
+    return _packed_bits(np.asarray(tokens.unpacked())[kept])
+  places = np.arange(_bits_of_id(tokens._static("vocab")), dtype=np.int32)
+  return _packed_bits((array[kept][..., None] >> places) & 1)
+
+
+def _from_stream(
+  layout: dict[str, Any], stream: np.ndarray, mask: np.ndarray | None
+) -> np.ndarray:
+  """The array that `_to_stream` was given, zeros where the mask leaves tokens out."""
+  shape = tuple(layout["shape"])
+  kept = shape if mask is None else (int(mask.sum()), *shape[2:])
+  if layout["kind"] == "values":
+    found = stream
+  elif layout["kind"] == "packed":
+    found = _words(stream, kept[:-1], layout["bits"])
+  else:
+    found = _words(stream, kept, _bits_of_id(layout["vocab"]))[..., 0].astype(np.int32)
+  if mask is None:
+    return found
+  whole = np.zeros(shape, found.dtype)
+  whole[mask] = found
+  return whole
+
+
+def _words(stream: np.ndarray, shape: tuple[int, ...], bits: int) -> np.ndarray:
+  """uint32[*shape, w]: as many bits a cell, the places above zero, as `pack` leaves them."""
+  cells = _unpacked_bits(stream, (*shape, bits))
+  cells = np.pad(cells, [(0, 0)] * len(shape) + [(0, -bits % 32)])
+  words = np.packbits(cells, axis=-1, bitorder="little").view("<u4")
+  return words.astype(np.uint32)
+
+
+def _packed_bits(bits: np.ndarray) -> np.ndarray:
+  return np.packbits(bits.astype(np.uint8), axis=None, bitorder="little")
+
+
+def _unpacked_bits(stream: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+  count = math.prod(shape)
+  if stream.dtype != np.uint8 or stream.shape != (-(-count // 8),):
+    raise TokzooError(
+      f"tokens of {count} bits are uint8[{-(-count // 8)}]; these are {_layout(stream)}: "
+      "encode the data again."
+    )
+  return np.unpackbits(stream, count=count, bitorder="little").reshape(shape)
+
+
+def _bits_of_id(vocab: int) -> int:
+  """Bits that tell the ids below `vocab` apart."""
+  return max(1, (vocab - 1).bit_length())
 
 
 def _check_ids(array: np.ndarray, vocab: int) -> None:

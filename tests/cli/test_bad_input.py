@@ -165,17 +165,27 @@ def test_ids_out_of_range(refused, place):
   path = _tokens(place)
   arrays, header = read_safetensors(path, "token file")
   # Well made but for its content: bits above the 40 of a token, ids above the vocabulary.
-  arrays["packed"] = arrays["packed"] | np.uint32(2**31)
-  header["digest"] = digest(header, arrays)
-  write_safetensors("high.tok", arrays, header)
   words = ("--out", "a.png", "--model", "tokenizer.safetensors")
-  assert "bit above the 40 bits" in refused("decode", "high.tok", *words)
-  header["layout"] = '{"kind": "ids", "vocab": 16, "bits": null, "grid": null}'
-  ids = {"ids": np.array([[3, 16]], np.int32)}
+  long = {"packed": np.append(arrays["packed"], np.uint8(1))}
+  header["digest"] = digest(header, long)
+  write_safetensors("long.tok", long, header)
+  said = refused("decode", "long.tok", *words)
+  assert "tokens of 80 bits are uint8[10]; these are uint8[11]" in said
+  header["layout"] = (
+    '{"kind": "ids", "vocab": 13, "bits": null, "grid": null, "shape": [1, 2]}'
+  )
+  ids = {"ids": np.array([3 + 16 * 13], np.uint8)}
   header["digest"] = digest(header, ids)
   write_safetensors("ids.tok", ids, header)
   said = refused("decode", "ids.tok", *words)
-  assert "id 16 is out of range: this tokenizer has the ids 0 to 15" in said
+  assert "id 13 is out of range: this tokenizer has the ids 0 to 12" in said
+  # The first format kept whole words, which can hold bits above the 40 of a token.
+  header |= {"version": "1"}
+  header["layout"] = '{"kind": "packed", "vocab": null, "bits": 40, "grid": null}'
+  words32 = {"packed": np.full((1, 2, 2), 2**31, np.uint32)}
+  header["digest"] = digest(header, words32)
+  write_safetensors("high.tok", words32, header)
+  assert "bit above the 40 bits" in refused("decode", "high.tok", *words)
 
 
 @pytest.mark.parametrize("classes", [("3",), ("0", "-1"), ("cat",), ("all", "1")])

@@ -194,6 +194,7 @@ def test_encode_and_decode_a_picture(run, folder, tokenizer):
   words = ("--model", tokenizer, "--out")
   told = run("encode", picture(folder / "a.png"), *words, "a.tok", "--json")
   assert told["tokens"] == 2 and told["bits_per_pixel"] == 80 / 64
+  assert told["bytes"] == 10
   run("decode", "a.tok", *words, "made.png")
   with Image.open(folder / "made.png") as made:
     assert made.size == (8, 8) and made.mode == "L"
@@ -219,13 +220,46 @@ def test_reconstruct(run, folder, tokenizer):
   picture(folder / "pictures" / "a.png")
   picture(folder / "pictures" / "b.webp", 16, 8)
   words = ("reconstruct", "pictures", "--model", tokenizer, "--out", "made")
-  rows = run(*words, "--json")
+  told = run(*words, "--json")
+  rows = told["pictures"]
   assert [row["picture"] for row in rows] == ["a.png", "b.webp"]
-  assert json.loads((folder / "made" / "numbers.json").read_text()) == rows
+  assert json.loads((folder / "made" / "numbers.json").read_text()) == told
+  # 16 x 8 pixels are filled up to two tiles only where a model cuts tiles.
   assert [row["bytes"] for row in rows] == [10, 10]
+  assert all(row["jpeg_bytes"] > 10 and row["ssim"] is None for row in rows)
+  mean = (rows[0]["psnr_db"] + rows[1]["psnr_db"]) / 2
+  assert told["models"][0]["psnr_db"] == pytest.approx(mean)
   made = {path.name for path in (folder / "made").iterdir()}
   assert made == {"a.png", "b.png", "sheet.png", "numbers.json"}
   assert "a.png" in run(*words)
+
+
+def test_reconstruct_with_several_models(run, command, folder, tokenizer):
+  (folder / "photos").mkdir(exist_ok=True)
+  for seed, name in enumerate(("a.png", "b.png")):
+    picture(folder / "photos" / name, 40, 30, seed)
+  models = f"{tokenizer},instella-digits-nano"
+  words = ("reconstruct", "photos", "--model", models, "--size", 16, "--out", "both")
+  told = run(*words, "--json")
+  assert [m["model"] for m in told["models"]] == models.split(",")
+  assert len(told["pictures"]) == 4 and all(r["ssim"] < 1 for r in told["pictures"])
+  with Image.open(folder / "both/instella-digits-nano/b.png") as made:
+    assert made.size == (16, 16)
+  # A row of two pictures, a column of the originals and three for each model.
+  with Image.open(folder / "both" / "sheet.png") as shown:
+    assert shown.width == 7 * (192 + 4)
+  said = command(
+    "reconstruct", "photos", "--model", f"{tokenizer},instella-photos-nano"
+  )
+  assert said.code == 2 and "different numbers of channels (1, 3)" in said.err
+
+
+def test_a_number_of_tokens_that_a_model_does_not_make(command, folder, tokenizer):
+  words = ("encode", picture(folder / "a.png"), "--model", tokenizer, "--out", "k.tok")
+  said = command(*words, "--tokens", 1)
+  assert said.code == 2 and "tokens" in said.err and not (folder / "k.tok").exists()
+  said = command("encode", "digits", "--tokens", 1, "--out", "records2")
+  assert said.code == 2 and "--tokens 1 came with a data set" in said.err
 
 
 def test_generate(run, folder, generator):
@@ -244,6 +278,12 @@ def test_generate(run, folder, generator):
     assert _bytes(folder / "other") != _bytes(folder / "samples"), option
   assert again["tokenizer"] == told["tokenizer"]
   assert "30 pictures" in run("generate", generator, "--num", 3, "--out", "all")
+  said = run(
+    "generate", "--model", generator, "--label", 4, "--num", 7, "--out", "g.png"
+  )
+  assert "7 pictures on the sheet g.png" in said
+  with Image.open(folder / "g.png") as grid:
+    assert grid.size == (3 * 68, 3 * 68)
 
 
 def test_generate_refuses_a_setting_that_the_model_lacks(command, generator):

@@ -1,27 +1,21 @@
-"""`tokzoo encode`, `decode`, `reconstruct`: pictures and tokens."""
+"""`tokzoo encode`, `decode`: pictures to tokens and back."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
 import tyro
-from rich.console import Console
 
 from tokzoo.cli.console import (
   PICTURES,
   emit,
   facts,
-  find_pictures,
   note,
   parse,
   read_picture,
-  table,
-  to_uint8,
-  write_json,
   write_picture,
 )
-from tokzoo.cli.figures import sheet
 from tokzoo.cli.tokenizing import encode_dataset
 from tokzoo.data import DataConfig, guess_source
 from tokzoo.data.sources.opening import KINDS
@@ -40,10 +34,6 @@ def run_decode(arguments: Sequence[str]) -> None:
   parse(decode, "decode", arguments)
 
 
-def run_reconstruct(arguments: Sequence[str]) -> None:
-  parse(reconstruct, "reconstruct", arguments)
-
-
 def encode(
   source: Annotated[str, tyro.conf.Positional],
   /,
@@ -52,6 +42,7 @@ def encode(
   split: str = "train",
   repeat: int = 1,
   size: int | None = None,
+  tokens: int | None = None,
   preset: str | None = None,
   json: bool = False,
 ) -> None:
@@ -63,25 +54,32 @@ def encode(
     model: checkpoint name, run directory, file or repository.
     split: of a data set.
     repeat: views of each record of a data set (random crops differ).
-    size: side of the random square crop of a data set; the model's own size by default.
+    size: a picture is resized and cut to a square of this side first (by default it goes in
+      as it is); of a data set the side of the random crop, the model's own size by default.
+    tokens: how many of a picture's tokens to keep, for tokenizers whose first tokens are an
+      encoding already; all by default.
     preset: the published config of a file in its authors' layout.
     json: print JSON.
   """
   tokenizer = load_tokenizer(model, preset)
   if _is_picture(source):
-    image = read_picture(source, tokenizer.config.channels)
-    tokens = tokenizer.encode(image)
-    save_tokens(
-      out, tokens, {"height": str(image.shape[0]), "width": str(image.shape[1])}
-    )
-    bits = tokens.batch * tokens.length * tokens.bits_per_token
+    image = read_picture(source, tokenizer.config.channels, size)
+    made = tokenizer.encode(image, tokens)
+    height, width = image.shape[:2]
+    save_tokens(out, made, {"height": str(height), "width": str(width)})
     told = {
       "out": str(out),
-      "tokens": tokens.batch * tokens.length,
-      "bits_per_token": tokens.bits_per_token,
-      "bits_per_pixel": bits / (image.shape[0] * image.shape[1]),
-      "model": str(tokens.origin),
+      "tokens": round(made.total_bits / made.bits_per_token),
+      "bits_per_token": made.bits_per_token,
+      "bits_per_pixel": made.total_bits / (height * width),
+      "bytes": math.ceil(made.total_bits / 8),
+      "model": str(made.origin),
     }
+  elif tokens is not None:
+    raise TokzooError(
+      f"--tokens {tokens} came with a data set: it holds for one picture; token records keep "
+      "all tokens, and training draws their number."
+    )
   else:
     side = size or tokenizer.config.image_size
     data = DataConfig(
@@ -125,56 +123,6 @@ def decode(
   note(f"wrote {out}: {width} x {height} pixels.")
 
 
-def reconstruct(
-  pictures: Annotated[Path, tyro.conf.Positional],
-  /,
-  out: Path = Path("reconstructions"),
-  model: str = DEFAULT_MODEL,
-  preset: str | None = None,
-  json: bool = False,
-) -> None:
-  """Pictures through a tokenizer: reconstructions, a sheet beside the originals, numbers.
-
-  Args:
-    pictures: a picture file, or a folder of them.
-    out: where reconstructions, sheet.png and numbers.json go.
-    model: checkpoint name, run directory, file or repository.
-    preset: the published config of a file in its authors' layout.
-    json: print JSON instead of a table.
-  """
-  tokenizer = load_tokenizer(model, preset)
-  rows: list[dict[str, Any]] = []
-  shown = []
-  for path in find_pictures(pictures):
-    image = read_picture(path, tokenizer.config.channels)
-    tokens = tokenizer.encode(image)
-    made = tokenizer.decode(tokens, (image.shape[0], image.shape[1]))[0]
-    bits = tokens.batch * tokens.length * tokens.bits_per_token
-    rows.append(
-      {
-        "picture": path.name,
-        "psnr_db": psnr_db(image, to_uint8(made)),
-        "bits_per_pixel": bits / (image.shape[0] * image.shape[1]),
-        "bytes": int(np.ceil(bits / 8)),
-      }
-    )
-    write_picture(out / f"{path.stem}.png", made)
-    shown.append((image, to_uint8(made)))
-  write_picture(
-    out / "sheet.png", sheet(shown, columns=("original", "reconstruction"), side=256)
-  )
-  write_json(out / "numbers.json", rows)
-
-  def render(console: Console) -> None:
-    columns = ("picture", "PSNR (dB)", "bits per pixel", "bytes")
-    console.print(
-      table(tokenizer.card.name, columns, [tuple(r.values()) for r in rows])
-    )
-    console.print(f"Pictures and sheet.png are in {out}.")
-
-  emit(rows, json, render)
-
-
 def load_tokenizer(model: str, preset: str | None = None) -> PretrainedTokenizer:
   """A tokenizer by name.
 
@@ -194,9 +142,3 @@ def _is_picture(source: str) -> bool:
   if source.partition(":")[0] in KINDS:
     return False
   return Path(source).suffix.lower() in PICTURES or Path(source).is_file()
-
-
-def psnr_db(image: np.ndarray, other: np.ndarray) -> float:
-  """PSNR in dB of two uint8 pictures, peak 255."""
-  error = np.mean((image.astype(np.float64) - other.astype(np.float64)) ** 2)
-  return float(10 * np.log10(255**2 / max(error, 1e-10)))

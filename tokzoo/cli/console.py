@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import tyro
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tokzoo.data.sources.base import BadRecord, decode_image
+from tokzoo.data.transforms import resize_shorter, to_channels
 from tokzoo.errors import TokzooError
 from tokzoo.files import write_atomic
 from tokzoo.hub.pretrained import one_picture
@@ -109,16 +111,36 @@ def facts(title: str, values: Mapping[str, Any]) -> Table:
   )
 
 
-def read_picture(path: str | Path, channels: int) -> np.ndarray:
+def read_picture(
+  path: str | Path, channels: int, size: int | None = None
+) -> np.ndarray:
   """A picture file as uint8[H, W, channels].
 
-  Colours are converted. An array (.npy) is taken as it is: uint8 in 0..255 or float in
-  [-1, 1], rounded to 8 bits.
+  The camera's orientation is applied, transparency laid over white, 16 bits become 8, and
+  grey and colour are converted; of an animation it is the first frame. An array (.npy) is
+  taken as it is: uint8 in 0..255 or float in [-1, 1], rounded to 8 bits.
+
+  Args:
+    path: the file.
+    channels: 1 or 3.
+    size: None, or the side of the square that the picture is resized (the shorter side,
+      bicubic) and cut to (the centre).
 
   Raises:
     TokzooError: no such file, not a picture, one that is damaged, or an array of another
       shape, dtype or range.
   """
+  image = _read_picture(path, channels)
+  if size is None:
+    return image
+  if size < 1:
+    raise TokzooError(f"--size {size} came: a picture has at least 1 pixel a side.")
+  image = resize_shorter(image, size, "bicubic")
+  top, left = ((side - size) // 2 for side in image.shape[:2])
+  return image[top : top + size, left : left + size]
+
+
+def _read_picture(path: str | Path, channels: int) -> np.ndarray:
   path = Path(path)
   if not path.is_file():
     raise TokzooError(f"there is no picture at {path}: check the path.")
@@ -126,13 +148,11 @@ def read_picture(path: str | Path, channels: int) -> np.ndarray:
     if path.suffix == ".npy":
       array = np.load(path, allow_pickle=False)
       return to_uint8(one_picture(array, channels))
-    with Image.open(path) as image:
-      return np.asarray(image.convert("RGB" if channels == 3 else "L")).reshape(
-        image.height, image.width, channels
-      )
-  except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    return to_channels(decode_image(path.read_bytes(), path.name), channels)
+  except (BadRecord, OSError, ValueError) as error:
+    reason = error.reason if isinstance(error, BadRecord) else error
     raise TokzooError(
-      f"{path} is not a picture that can be read ({error}): convert it to PNG or JPEG."
+      f"{path} is not a picture that can be read ({reason}): convert it to PNG or JPEG."
     ) from error
 
 

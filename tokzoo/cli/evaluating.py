@@ -161,8 +161,8 @@ def measure_tokenizer(
     if min(image.shape[1:3]) >= SSIM_WINDOW:
       states["ssim"] = SSIM.from_batch(*pair)
     if network is not None:
-      states["real"] = _moments(network, image)
-      states["made"] = _moments(network, shown)
+      states["real"] = moments_of(network, image)
+      states["made"] = moments_of(network, shown)
     total = _merge(total, states)
   return _computed(total, network, "r")
 
@@ -191,8 +191,8 @@ def measure_generator(
     states: dict[str, Any] = dict(usage(tokens))
     if network is not None:
       shown = to_float(to_uint8(generator.tokenizer.decode(tokens)))
-      states["real"] = _moments(network, batch["image"])
-      states["made"] = _moments(network, shown)
+      states["real"] = moments_of(network, batch["image"])
+      states["made"] = moments_of(network, shown)
     total = _merge(total, states)
   filled = (_fill(batch, _BATCH) for batch in rows)
   held_out = evaluate_task(task, generator.variables, filled, _BATCH)
@@ -220,11 +220,12 @@ def find_network(inception: Path | None) -> FeatureNetwork | None:
 
 def _rate(tokens: Tokens, image: np.ndarray) -> BitsPerPixel:
   """Bits of all tokens, those of tiles that reach over the edge too, over pixels shown."""
-  bits = tokens.batch * tokens.length * tokens.bits_per_token
-  return BitsPerPixel(jnp.float32(bits), jnp.float32(np.prod(image.shape[:3])))
+  return BitsPerPixel(
+    jnp.float32(tokens.total_bits), jnp.float32(np.prod(image.shape[:3]))
+  )
 
 
-def _moments(network: FeatureNetwork, images: np.ndarray) -> Moments:
+def moments_of(network: FeatureNetwork, images: np.ndarray) -> Moments:
   """Moments of the features, a few pictures at a time; grey ones are repeated to RGB."""
   if images.shape[-1] == 1:
     images = np.repeat(images, 3, axis=-1)

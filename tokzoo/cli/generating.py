@@ -1,5 +1,6 @@
 """`tokzoo generate`: new pictures from a generator, class by class."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -8,8 +9,17 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from tokzoo.cli.console import emit, facts, parse, to_uint8, write_json, write_picture
+from tokzoo.cli.console import (
+  PICTURES,
+  emit,
+  facts,
+  parse,
+  to_uint8,
+  write_json,
+  write_picture,
+)
 from tokzoo.cli.figures import sheet
+from tokzoo.data import imagenet
 from tokzoo.errors import TokzooError
 from tokzoo.hub import PretrainedGenerator, load
 
@@ -19,19 +29,22 @@ _SHOWN = 16
 
 
 def run_generate(arguments: Sequence[str]) -> None:
+  # The model may stand first without its option.
+  if arguments and not arguments[0].startswith("-"):
+    arguments = ["--model", *arguments]
   parse(generate, "generate", arguments)
 
 
 def generate(
-  model: Annotated[str, tyro.conf.Positional] = DEFAULT_MODEL,
-  /,
-  classes: tuple[str, ...] = ("all",),
+  model: str = DEFAULT_MODEL,
+  label: Annotated[tuple[str, ...], tyro.conf.arg(aliases=("--classes",))] = ("all",),
   num: int = 8,
   seed: int = 0,
   out: Path = Path("samples"),
   guidance: float | None = None,
   temperature: float | None = None,
   steps: int | None = None,
+  tokens: int | None = None,
   tokenizer: str | None = None,
   json: bool = False,
 ) -> None:
@@ -39,31 +52,42 @@ def generate(
 
   Args:
     model: generator: checkpoint name, run directory, file or repository.
-    classes: class numbers, or all.
+    label: classes, by number or (ImageNet's) by name, or all.
     num: pictures of each class.
     seed: of every draw; the same line gives the same pictures.
-    out: where class-N/NNNN.png, sheet.png and samples.json go.
+    out: where class-N/NNNN.png, sheet.png and samples.json go; or a picture file, which is then
+      the sheet alone.
     guidance: strength of the class; 0: none. The model's own setting by default.
     temperature: of every draw; the model's own setting by default.
-    steps: network calls of a diffusion model; the model's own setting by default.
+    steps: network calls of a diffusion or masked model; the model's own setting by default.
+    tokens: how many tokens to make, for generators of prefixes; all by default.
     tokenizer: whose tokens the generator makes, if its own record does not say.
     json: print JSON instead of a table.
   """
   generator = load_generator(model, tokenizer)
-  chosen = class_numbers(classes, generator)
+  chosen = class_numbers(label, generator)
   if num < 1:
     raise TokzooError(f"--num {num} came: at least 1 picture of each class is made.")
-  asked = {"guidance": guidance, "temperature": temperature, "steps": steps}
+  asked = {
+    "guidance": guidance,
+    "temperature": temperature,
+    "steps": steps,
+    "num_tokens": tokens,
+  }
   settings = {name: value for name, value in asked.items() if value is not None}
   labels = np.repeat(np.asarray(chosen, np.int32), num)
   pictures = to_uint8(generator.generate(labels, seed, **settings))
   by_class = list(pictures.reshape(len(chosen), num, *pictures.shape[1:]))
-  for label, made in zip(chosen, by_class, strict=True):
-    for index, picture in enumerate(made):
-      write_picture(out / f"class-{label}" / f"{index:04d}.png", picture)
-  rows = [f"class {label}" for label in chosen]
-  shown = sheet([list(made[:_SHOWN]) for made in by_class], rows)
-  write_picture(out / "sheet.png", shown)
+  is_sheet = out.suffix.lower() in PICTURES
+  rows = [f"class {number}" for number in chosen]
+  shown = [list(made) for made in by_class]
+  if len(shown) == 1:
+    # One class is a grid; several are a row each.
+    rows, shown = [], _in_rows(shown[0])
+  else:
+    shown = [row[:_SHOWN] for row in shown]
+  side = 64 if len(chosen) > 1 else min(256, max(64, pictures.shape[1]))
+  write_picture(out if is_sheet else out / "sheet.png", sheet(shown, rows, side=side))
   told = {
     "out": str(out),
     "model": generator.card.name,
@@ -73,11 +97,16 @@ def generate(
     "seed": seed,
     "settings": {**generator.card.sampling, **settings},
   }
-  write_json(out / "samples.json", told)
+  if not is_sheet:
+    for number, made in zip(chosen, by_class, strict=True):
+      for index, picture in enumerate(made):
+        write_picture(out / f"class-{number}" / f"{index:04d}.png", picture)
+    write_json(out / "samples.json", told)
 
   def render(console: Console) -> None:
     console.print(facts("generated", told))
-    console.print(f"{len(labels)} pictures and sheet.png are in {out}.")
+    where = f"on the sheet {out}" if is_sheet else f"and sheet.png are in {out}"
+    console.print(f"{len(labels)} pictures {where}.")
 
   emit(told, json, render)
 
@@ -96,11 +125,11 @@ def load_generator(model: str, tokenizer: str | None = None) -> PretrainedGenera
   return loaded
 
 
-def class_numbers(classes: Sequence[str], generator: PretrainedGenerator) -> list[int]:
-  """The class numbers of `--classes`.
+def class_numbers(labels: Sequence[str], generator: PretrainedGenerator) -> list[int]:
+  """The class numbers of `--label`.
 
   Raises:
-    TokzooError: not a number, out of range, or a generator without classes.
+    TokzooError: no such class, or a generator without classes.
   """
   count = generator.config.num_classes
   if count is None:
@@ -108,13 +137,25 @@ def class_numbers(classes: Sequence[str], generator: PretrainedGenerator) -> lis
       f"{generator.card.name} is conditioned on text, not on classes: give it TextFeatures "
       "from Python (tokzoo.load(...).generate)."
     )
-  if list(classes) == ["all"]:
+  if list(labels) == ["all"]:
     return list(range(count))
-  for word in classes:
-    if not word.isdecimal() or int(word) >= count:
-      raise TokzooError(
-        f"--classes {word} came: classes are the numbers 0 to {count - 1}, or the word all."
-      )
-  if not classes:
-    raise TokzooError(f"--classes is empty: name some of 0 to {count - 1}, or all.")
-  return [int(word) for word in classes]
+  if not labels:
+    raise TokzooError(f"--label is empty: name some of 0 to {count - 1}, or all.")
+  return [_class_number(word, count) for word in labels]
+
+
+def _class_number(word: str, count: int) -> int:
+  """The class of a number or, of ImageNet's thousand, of a name."""
+  if word.isdecimal() and int(word) < count:
+    return int(word)
+  if count != imagenet.NUM_CLASSES or word.isdecimal():
+    raise TokzooError(
+      f"--label {word} came: classes are the numbers 0 to {count - 1}, or the word all."
+    )
+  return imagenet.class_of(word)
+
+
+def _in_rows(pictures: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+  """Pictures in rows of about as many as there are rows."""
+  columns = math.ceil(len(pictures) ** 0.5)
+  return [list(pictures[i : i + columns]) for i in range(0, len(pictures), columns)]

@@ -21,7 +21,10 @@ COMMANDS = {
     "A data set to token records, on all devices of all hosts.",
   ),
   "decode": ("coding", "Tokens to a picture."),
-  "reconstruct": ("coding", "Pictures through a tokenizer, with a sheet and numbers."),
+  "reconstruct": (
+    "reconstructing",
+    "Pictures through tokenizers, beside JPEG and WebP: a sheet and numbers.",
+  ),
   "generate": ("generating", "Sample pictures from a generator."),
   "evaluate": ("evaluating", "Measure a tokenizer or a generator on a data set."),
   "reproduce": ("reproducing", "Measure a system's claims and write the report."),

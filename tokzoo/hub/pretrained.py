@@ -102,7 +102,7 @@ class PretrainedTokenizer(Pretrained):
     copy.__dict__["fingerprint"] = self.fingerprint  # the same weights
     return copy
 
-  def encode(self, images: Any) -> Tokens:
+  def encode(self, images: Any, num_tokens: int | None = None) -> Tokens:
     """Pictures to tokens.
 
     A tokenizer that works tile by tile (`card.tile`) takes pictures of any size: its tokens
@@ -112,15 +112,19 @@ class PretrainedTokenizer(Pretrained):
     Args:
       images: uint8[B, H, W, C] in 0..255, or float32[B, H, W, C] in [-1, 1]; a single picture
         [H, W, C] is a batch of one. Sizes as the model takes them.
+      num_tokens: of each picture (of each tile, tile by tile), for tokenizers whose tokens
+        are an encoding already when only the first are kept; None: all.
 
     Raises:
-      TokzooError: another shape, dtype or range, or NaN.
+      TokzooError: another shape, dtype or range, NaN, or a number of tokens that the model
+        does not make.
     """
     pixels = as_pixels(images, self.config.channels)
     if not self.card.tile:
-      return self._encode_all(pixels).replace(origin=self.origin)
+      return self._encode_all(pixels, num_tokens).replace(origin=self.origin)
     tiling = Tiling(pixels.shape[1], pixels.shape[2], self.config.image_size)
-    tiles = self._encode_all(np.concatenate([tiling.cut(p) for p in pixels]))
+    cut = np.concatenate([tiling.cut(p) for p in pixels])
+    tiles = self._encode_all(cut, num_tokens)
     grid = (tiling.rows, tiling.columns, *(tiles.grid or (tiles.length,)))
     whole = jax.tree.map(lambda x: x.reshape(len(pixels), -1, *x.shape[2:]), tiles)
     return whole.replace(grid=grid, origin=self.origin)
@@ -165,9 +169,13 @@ class PretrainedTokenizer(Pretrained):
     pixels = as_pixels(images, self.config.channels)
     return self.decode(self.encode(pixels), (pixels.shape[1], pixels.shape[2]))
 
-  def _encode_all(self, pixels: Float[np.ndarray, "N H W C"]) -> Tokens:
+  def _encode_all(
+    self, pixels: Float[np.ndarray, "N H W C"], num_tokens: int | None = None
+  ) -> Tokens:
     """In batches of few sizes, so that few programs serve them all."""
-    parts = [self._encode(self.variables, self._put(p)) for p in _batches(pixels)]
+    parts = [
+      self._encode(self.variables, self._put(p), num_tokens) for p in _batches(pixels)
+    ]
     return _first_rows(parts, len(pixels))
 
   def _put(self, rows: np.ndarray) -> Any:
@@ -188,8 +196,13 @@ class PretrainedTokenizer(Pretrained):
 
   @functools.cached_property
   def _encode(self):
-    encode = functools.partial(self.module.apply, method="encode")
-    return jax.jit(encode if self.mesh is None else ambient(self.mesh, encode))
+    def encode(variables, pixels, num_tokens):
+      return self.module.apply(
+        variables, pixels, num_tokens=num_tokens, method="encode"
+      )
+
+    whole = encode if self.mesh is None else ambient(self.mesh, encode)
+    return jax.jit(whole, static_argnums=2)
 
   @functools.cached_property
   def _decode(self):

@@ -39,7 +39,9 @@ class Adversary:
   start_step: int = 0
   """First step at which either side sees the other; the discriminator's optimizer has a
   `start_step` of its own."""
-  network: Annotated[Any, tyro.conf.Fixed] = Discriminator()  # noqa: RUF009
+  network: Annotated[Any, tyro.conf.Fixed] = dataclasses.field(
+    default_factory=Discriminator
+  )
   """A Linen module, images to logits (`nn/discriminator.py`, `nn/blur_discriminator.py`)."""
   generator: Literal["hinge", "non_saturating", "non_saturating_mean"] = "hinge"
   """The generator's loss; `mean`: of the mean logit of each picture (Open-MAGVIT2)."""

@@ -5,13 +5,11 @@ of no more bytes, and beside the picture in which each tile is its mean colour.
 """
 
 import dataclasses
-import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from tokzoo.cli.coding import psnr_db
+from tokzoo.cli.codecs import at_most, decoded, encoded, psnr_db
 from tokzoo.cli.console import to_uint8
 from tokzoo.data import DataConfig, open_source
 from tokzoo.hub import PretrainedTokenizer
@@ -62,7 +60,7 @@ def measure(tokenizer: PretrainedTokenizer) -> PhotoResult:
     image = record["image"]
     tokens = tokenizer.encode(image)
     made = to_uint8(tokenizer.decode(tokens, (image.shape[0], image.shape[1]))[0])
-    bits = tokens.batch * tokens.length * tokens.bits_per_token
+    bits = tokens.total_bits
     state = BitEntropy.from_bits(tokens.unpacked())
     usage = state if usage is None else usage.merge(state)
     photos.append(
@@ -75,8 +73,8 @@ def measure(tokenizer: PretrainedTokenizer) -> PhotoResult:
         mean_tile_psnr_db=psnr_db(
           image, mean_tiles(image, tokenizer.config.image_size)
         ),
-        jpeg_psnr_db=psnr_db(image, at_most(image, int(bits // 8), "JPEG")),
-        webp_psnr_db=psnr_db(image, at_most(image, int(bits // 8), "WEBP")),
+        jpeg_psnr_db=psnr_db(image, at_most(image, int(bits // 8), "JPEG").picture),
+        webp_psnr_db=psnr_db(image, at_most(image, int(bits // 8), "WEBP").picture),
       )
     )
   assert usage is not None  # a source has at least one record
@@ -92,28 +90,6 @@ def mean_tiles(image: np.ndarray, side: int) -> np.ndarray:
   return np.round(tiling.join(flat)).astype(np.uint8)
 
 
-def at_most(image: np.ndarray, budget_bytes: int, kind: str) -> np.ndarray:
-  """The picture through the highest quality of JPEG or WebP that fits the bytes."""
-  low, high = 0, 100
-  best = encoded(image, kind, 0)
-  while low <= high:
-    quality = (low + high) // 2
-    data = encoded(image, kind, quality)
-    if len(data) <= budget_bytes:
-      best, low = data, quality + 1
-    else:
-      high = quality - 1
-  return np.asarray(Image.open(io.BytesIO(best)).convert("RGB"))
-
-
-def encoded(image: np.ndarray, kind: str, quality: int) -> bytes:
-  """A file of that kind in memory: the whole file counts, header and all."""
-  buffer = io.BytesIO()
-  settings = {"optimize": True} if kind == "JPEG" else {"method": 4}
-  Image.fromarray(image).save(buffer, kind, quality=quality, **settings)
-  return buffer.getvalue()
-
-
 def rate_curve(images: list[np.ndarray], kind: str) -> tuple[list[float], list[float]]:
   """Bits per pixel and mean PSNR of JPEG or WebP at several qualities."""
   rates, decibels = [], []
@@ -123,7 +99,7 @@ def rate_curve(images: list[np.ndarray], kind: str) -> tuple[list[float], list[f
     rates.append(
       float(np.mean([8 * len(f) / n for f, n in zip(files, pixels, strict=True)]))
     )
-    seen = [np.asarray(Image.open(io.BytesIO(f)).convert("RGB")) for f in files]
+    seen = [decoded(data) for data in files]
     decibels.append(
       float(np.mean([psnr_db(a, b) for a, b in zip(images, seen, strict=True)]))
     )
