@@ -112,11 +112,14 @@ class Losses:
   players:  one scalar per player: the thing its optimizer minimises
   metrics:  scalars to log, float32; named losses unweighted
   updates:  new values of mutable collections, e.g. {"codebook": ...}
+  turns:    whose turn it is, of players that take turns: one that is not moved keeps its
+            parameters and its optimizer's state. Those not named always move
   """
 
   players: dict[str, Float[Array, ""]]
   metrics: dict[str, Float[Array, ""]] = struct.field(default_factory=dict)
   updates: dict[str, PyTree] = struct.field(default_factory=dict)
+  turns: dict[str, Bool[Array, ""]] = struct.field(default_factory=dict)
 
 
 @runtime_checkable

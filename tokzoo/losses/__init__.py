@@ -1,6 +1,7 @@
 """Losses: pure functions on arrays."""
 
 from tokzoo.losses.adversarial import (
+  adaptive_weight,
   hinge_discriminator,
   hinge_generator,
   lecam,
@@ -21,6 +22,7 @@ from tokzoo.losses.reconstruction import (
 __all__ = [
   "PerceptualLoss",
   "Reduction",
+  "adaptive_weight",
   "binary_cross_entropy",
   "commitment",
   "hinge_discriminator",

@@ -1,5 +1,7 @@
 """Losses of two players: logits of a discriminator, high for real. Means over all logits."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -37,3 +39,27 @@ def lecam(
   real, fake = real.astype(jnp.float32), fake.astype(jnp.float32)
   above = jnp.square(jax.nn.relu(real - fake_average)).mean()
   return above + jnp.square(jax.nn.relu(real_average - fake)).mean()
+
+
+def adaptive_weight(
+  reconstruct: Callable[[Array], Array],
+  kernel: Array,
+  felt: Callable[[Array], Array],
+  fooling: Callable[[Array], Array],
+) -> Float[Array, ""]:
+  """|gradient of the other losses| / |gradient of the adversarial one|, both of the decoder's
+  last kernel (taming-transformers): at most 1e4, and itself without a gradient.
+
+  Args:
+    reconstruct: last kernel -> pictures.
+    kernel: where the gradients are taken.
+    felt: pictures -> the other losses.
+    fooling: pictures -> the adversarial loss.
+  """
+  # Of the whole network only its last layer depends on the kernel: one short backward pass.
+  shown, pull = jax.vjp(reconstruct, kernel)
+  norms = [
+    jnp.linalg.norm(pull(jax.grad(loss)(shown))[0].astype(jnp.float32).ravel())
+    for loss in (felt, fooling)
+  ]
+  return jax.lax.stop_gradient(jnp.clip(norms[0] / (norms[1] + 1e-4), 0, 1e4))

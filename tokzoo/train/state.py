@@ -224,9 +224,11 @@ def make_state(
 
 
 def variables_of_model(variables: Variables) -> dict[str, Any]:
-  """What of a task's variables is the model's: no discriminator, given network or teacher."""
-  params = {k: v for k, v in variables["params"].items() if k != "discriminator"}
-  rest = ("params", "discriminator", "perceptual", "teacher")
+  """What of a task's variables is the model's: no discriminator, given network or teacher,
+  nor what the task itself remembers."""
+  extras = ("discriminator", "projector")
+  params = {k: v for k, v in variables["params"].items() if k not in extras}
+  rest = ("params", "discriminator", "perceptual", "teacher", "task")
   return {"params": params} | {k: v for k, v in variables.items() if k not in rest}
 
 

@@ -167,15 +167,17 @@ def accumulated(
       here = dataclasses.replace(state, collections=collections)
       gradient, found = each(here, part, jax.random.fold_in(key, index))
       total = jax.tree.map(jnp.add, total, gradient)
-      return (total, {**collections, **found.updates}), (found.players, found.metrics)
+      seen = found.players, found.metrics, found.turns
+      return (total, {**collections, **found.updates}), seen
 
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     (total, collections), seen = jax.lax.scan(
       body, (zeros, state.collections), (jnp.arange(count), micro)
     )
-    players, metrics = jax.tree.map(lambda leaf: leaf.mean(axis=0), seen)
+    players, metrics = jax.tree.map(lambda leaf: leaf.mean(axis=0), seen[:2])
+    turns = jax.tree.map(lambda leaf: leaf[0], seen[2])  # of the step: all alike
     gradient = jax.tree.map(lambda leaf: leaf / count, total)
-    return gradient, Losses(players, metrics, collections)
+    return gradient, Losses(players, metrics, collections, turns)
 
   return all_micro
 
@@ -208,6 +210,8 @@ def make_step(recipe: Recipe, layout: Layout) -> Step:
       new = update(optimizers[player], gradient[player], old[1], params)
       if start:
         new = _where(state.step >= start, new, old)
+      if player in found.turns:
+        new = _where(found.turns[player], new, old)
       flat |= new[0]
       opt_states[player] = new[1]
       told = {

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from tokzoo.contract import Batch, Losses, Output, Variables
 from tokzoo.errors import TokzooError
-from tokzoo.losses import reconstruction
+from tokzoo.losses import adaptive_weight, reconstruction
 from tokzoo.metrics import PSNR, SSIM, BitEntropy, BitsPerPixel, CodebookUsage, Mean
 from tokzoo.metrics.images import SSIM_WINDOW
 from tokzoo.tokens import Tokens
@@ -195,8 +195,7 @@ class Reconstruction:
   def _adaptive_weight(
     self, variables: Variables, image: Array, rng: PRNGKeyArray
   ) -> Float[Array, ""]:
-    """|gradient of distance and perceptual terms| / |gradient of the adversarial one|, both
-    of the decoder's last kernel: at most 1e4, and itself without a gradient."""
+    """How much the adversarial loss counts against distance and perceptual terms."""
     adversary = self.adversary
     assert adversary is not None and adversary.adaptive is not None
     path = adversary.adaptive
@@ -218,16 +217,10 @@ class Reconstruction:
       distance = _DISTANCES[self.distance](shown, image)
       return distance + sum(term.weight * seen[term.name] for term in self.perceptual)
 
-    # Of the whole network only its last layer depends on the kernel: one short backward pass.
-    shown, pull = jax.vjp(reconstruct, flat[path])
     fooling = adversaries.frozen(
       adversary, fixed["params"]["discriminator"], fixed.get("discriminator", {})
     )
-    norms = [
-      jnp.linalg.norm(pull(jax.grad(loss)(shown))[0].astype(jnp.float32).ravel())
-      for loss in (felt, fooling)
-    ]
-    return jax.lax.stop_gradient(jnp.clip(norms[0] / (norms[1] + 1e-4), 0, 1e4))
+    return adaptive_weight(reconstruct, flat[path], felt, fooling)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,9 +7,12 @@ from tokzoo.tokenizers.image.karl.alit import (
   ALIT_WEIGHTS,
   ALITConfig,
 )
+from tokzoo.tokenizers.image.karl.alit_stages import ALITDistillation, ALITFinetuning
 from tokzoo.tokenizers.image.karl.base import KLVAEConfig
+from tokzoo.tokenizers.image.karl.critics import Critics
 from tokzoo.tokenizers.image.karl.model import ERRORS, KARL, PRESETS, WEIGHTS, Config
 from tokzoo.tokenizers.image.karl.parts import MAGE, Size
+from tokzoo.tokenizers.image.karl.stages import Distillation, Finetuning
 
 __all__ = [
   "ALIT",
@@ -21,7 +24,12 @@ __all__ = [
   "PRESETS",
   "WEIGHTS",
   "ALITConfig",
+  "ALITDistillation",
+  "ALITFinetuning",
   "Config",
+  "Critics",
+  "Distillation",
+  "Finetuning",
   "KLVAEConfig",
   "Size",
 ]

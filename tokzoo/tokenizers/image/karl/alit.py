@@ -29,6 +29,7 @@ threshold drop out.
 """
 
 import dataclasses
+import math
 
 import flax.linen as nn
 import jax
@@ -83,6 +84,11 @@ class ALITConfig(Sizes):
   def rollouts(self) -> int:
     """How often the encoder runs at most."""
     return self.num_tokens // self.tokens_per_rollout
+
+  @property
+  def mask_bits(self) -> float:
+    """Bits that say how many rollouts an image has."""
+    return math.log2(self.rollouts)
 
   def build(self) -> "ALIT":
     return ALIT(self)
@@ -284,8 +290,7 @@ class ALIT(nn.Module):
     codes = (
       tokens.array if tokens.ids is None else self.codebook.ids_to_codes(tokens.ids)
     )
-    dtype = self.latent_tokens.dtype
-    return self.image(self.decoder(codes.astype(dtype), tokens.mask))
+    return self.paint(codes.astype(self.latent_tokens.dtype), tokens.mask)
 
   def __call__(
     self,
@@ -377,6 +382,12 @@ class ALIT(nn.Module):
     codebook = self.codebook if self.config.quantizer == "vq" else None
     quantized = quantize(codebook, factors, kept, train)
     return quantized, self.decoder(quantized.values.astype(latents.dtype), kept)
+
+  def paint(
+    self, codes: Float[Array, "B L c"], seen: Bool[Array, "*B L"] | None = None
+  ) -> Float[Array, "B H W C"]:
+    """Codes, all of them or those that are seen, to images in about [-1, 1]."""
+    return self.image(self.decoder(codes, seen))
 
   def image(self, prediction: Float[Array, "B P V"]) -> Float[Array, "B H W C"]:
     """The picture of a prediction, in about [-1, 1]."""

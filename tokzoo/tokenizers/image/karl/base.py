@@ -16,7 +16,7 @@ Each of the three below answers the same four questions:
           decoded as such: the source never divides by that number again.
   Pixels  none: predictions are patches of RGB. Not in the source; for small models.
 
-Images come in [-1, 1]; the networks work in [0, 1].
+Images come in [-1, 1]; the published networks work in [0, 1].
 """
 
 import dataclasses
@@ -163,9 +163,9 @@ class Pixels(nn.Module):
   channels: int
 
   def look(self, x: Float[Array, "B H W C"], rng: PRNGKeyArray | None = None) -> Glance:
-    """No latents; the patches in [0, 1] are the target."""
+    """No latents; the patches in [-1, 1], where a new decoder is nearer, are the target."""
     p = self.patch
-    patches = rearrange((x + 1) / 2, "b (h p) (w q) c -> b (h w) (p q c)", p=p, q=p)
+    patches = rearrange(x, "b (h p) (w q) c -> b (h w) (p q c)", p=p, q=p)
     return Glance(patches[:, :, :0], patches)
 
   def code(self, prediction: Float[Array, "B P c"]) -> Float[Array, "B P c"]:
@@ -175,7 +175,7 @@ class Pixels(nn.Module):
   def image(self, code: Float[Array, "B P c"]) -> Float[Array, "B H W C"]:
     """Patches to images in about [-1, 1], of a square."""
     p, grid = self.patch, _square(code)
-    return 2 * rearrange(grid, "b h w (p q c) -> b (h p) (w q) c", p=p, q=p) - 1
+    return rearrange(grid, "b h w (p q c) -> b (h p) (w q) c", p=p, q=p)
 
   def distances(
     self, prediction: Float[Array, "B P c"], target: Float[Array, "B P c"]

@@ -92,6 +92,11 @@ class Config(Sizes):
   halting_threshold: float = 0.75
   """Probability above which a token is halted."""
 
+  @property
+  def mask_bits(self) -> float:
+    """Bits that say which tokens of an image are active: one each."""
+    return float(self.num_tokens)
+
   def build(self) -> "KARL":
     return KARL(self)
 
@@ -278,10 +283,7 @@ class KARL(nn.Module):
     codes = (
       tokens.array if tokens.ids is None else self.codebook.ids_to_codes(tokens.ids)
     )
-    dtype = self.latent_tokens.dtype
-    return self.base.image(
-      self.base.code(self.decoder(codes.astype(dtype), tokens.mask))
-    )
+    return self.paint(codes.astype(self.latent_tokens.dtype), tokens.mask)
 
   def __call__(
     self,
@@ -346,6 +348,12 @@ class KARL(nn.Module):
     seen = active if is_halting or kept is not None else None
     prediction = self.decoder(quantized.values.astype(x.dtype), seen)
     return Pass(latents, factors, halting, active, quantized, prediction)
+
+  def paint(
+    self, codes: Float[Array, "B T c"], seen: Bool[Array, "*B T"] | None = None
+  ) -> Float[Array, "B H W C"]:
+    """Codes, all of them or those that are seen, to images in about [-1, 1]."""
+    return self.base.image(self.base.code(self.decoder(codes, seen)))
 
   def image(self, found: Pass) -> Float[Array, "B H W C"]:
     """The picture that a pass predicts, in about [-1, 1]."""
