@@ -26,6 +26,13 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LICENCES = 'code_licence = "Apache-2.0"\nweights_licence = "Apache-2.0"\n'
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+  """A cache of converted weights of its own."""
+  monkeypatch.setenv("TOKZOO_CACHE", str(tmp_path / "cache"))
+  return tmp_path / "cache" / "converted"
+
+
 @pytest.fixture
 def shelf(tmp_path, monkeypatch) -> Path:
   """A folder in place of the packaged checkpoints, with an empty catalog."""
@@ -142,6 +149,33 @@ def test_by_authors_file(authors_file, tmp_path):
   (tmp_path / "w.pt").write_bytes(b"")
   with pytest.raises(TokzooError, match="in their authors' layout: name the published"):
     tokzoo.load(tmp_path / "w.pt")
+
+
+def test_converted_once(authors_file, cache, monkeypatch):
+  assert is_tiny(tokzoo.load(authors_file, preset="tiny"))
+  (kept,) = cache.iterdir()
+  loading = sys.modules["tokzoo.hub.loading"]
+  read, reads = loading.read_state, []
+  monkeypatch.setattr(
+    loading, "read_state", lambda *words: reads.append(words) or read(*words)
+  )
+  assert is_tiny(tokzoo.load(authors_file, preset="tiny")) and not reads
+  # A damaged copy is replaced, and a changed file is another one.
+  kept.write_bytes(kept.read_bytes()[:-1])
+  with pytest.warns(UserWarning, match="converted anew"):
+    assert is_tiny(tokzoo.load(authors_file, preset="tiny"))
+  assert len(reads) == 1
+  assert is_tiny(tokzoo.load(authors_file, preset="tiny")) and len(reads) == 1
+  other = bae.WEIGHTS.to_authors(random_variables(TOKENIZER, 1))
+  write_safetensors(authors_file, other)
+  assert not is_tiny(tokzoo.load(authors_file, preset="tiny"))
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(authors_file, cache):
+  cache.parent.mkdir()
+  cache.write_text("a file where the folder should be")
+  with pytest.warns(UserWarning, match="the converted weights are not kept"):
+    assert is_tiny(tokzoo.load(authors_file, preset="tiny"))
 
 
 def test_by_repository(hub, authors_file):

@@ -1,6 +1,9 @@
 """`tokzoo.load`: from a name, a file, a run or a repository to a model ready to use."""
 
 import dataclasses
+import hashlib
+import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +21,13 @@ from tokzoo.hub.pretrained import (
   PretrainedGenerator,
   PretrainedTokenizer,
 )
-from tokzoo.places import bundled
+from tokzoo.places import bundled, cache_dir
 from tokzoo.remote import is_remote, located, on_disk
-from tokzoo.train import from_json, load_run
+from tokzoo.train import from_json, load_run, to_json
 from tokzoo.train.state import variables_of_model
+from tokzoo.version import __version__ as version
 from tokzoo.weights import flatten, read_state
-from tokzoo.weights.checkpoint import read_checkpoint
+from tokzoo.weights.checkpoint import read_checkpoint, write_checkpoint
 
 
 def load(
@@ -202,12 +206,44 @@ def _from_authors(
   tokenizer: str | Path | None,
   card: dict[str, Any],
 ) -> Pretrained:
-  """Converts a published file: every shape asserted, no key left over, none missing."""
-  slug, part, config = systems.find_preset(preset)
-  table = systems.resolve(systems.find_part(slug, part).weights)
-  like = abstract_variables(config)
-  variables = table.to_ours(read_state(path, under), like)
+  """A published file, converted at its first use and kept so (`tokzoo.places.cache_dir`)."""
+  config = systems.find_preset(preset)[2]
+  variables = converted(path, preset, under)
   return _assemble(config, variables, Card(**card), tokenizer)
+
+
+def converted(path: Path, preset: str, under: str | None = None) -> Any:
+  """The variables of a published file: every shape asserted, no key left over, none missing.
+
+  The first conversion is kept in the cache, for this very file (its path, size and time of
+  change), config and version of tokzoo; `TOKZOO_CACHE` says where. A cache that cannot be
+  written, or is damaged, costs a warning and another conversion, nothing else.
+
+  Raises:
+    TokzooError: a file that cannot be read, or is not of this preset.
+  """
+  slug, part, config = systems.find_preset(preset)
+  header = {"system": slug, "part": part, "config": to_json(config), "preset": preset}
+  like = abstract_variables(config)
+  about = path.resolve().stat()
+  file = str(path.resolve()), about.st_size, about.st_mtime_ns, under
+  key = json.dumps([file, header, version], sort_keys=True)
+  name = hashlib.sha256(key.encode()).hexdigest()[:32]
+  kept = cache_dir() / "converted" / f"{name}.safetensors"
+  if kept.is_file():
+    try:
+      variables, _ = read_checkpoint(kept)
+      _require_fit(variables, like, str(kept))
+      return variables
+    except TokzooError as error:
+      warnings.warn(f"converted anew, since {error}", stacklevel=2)
+  table = systems.resolve(systems.find_part(slug, part).weights)
+  variables = table.to_ours(read_state(path, under), like)
+  try:
+    write_checkpoint(kept, variables, header)
+  except TokzooError as error:
+    warnings.warn(f"the converted weights are not kept: {error}", stacklevel=2)
+  return variables
 
 
 def abstract_variables(config: Any) -> Any:
