@@ -316,7 +316,7 @@ CROPS = dataclasses.replace(
 )
 
 
-def crops(split: str, seed: int = 0, batch: int = 16) -> Iterator[Batch]:
+def crops(split: str, seed: int = 0, batch: int = 8) -> Iterator[Batch]:
   """Crops of 32 x 32 pixels: an endless shuffled stream, or the held-out ones once."""
   if split == "train":
     return loader(photos(split, _SIDE), batch, seed)
@@ -451,7 +451,7 @@ CLAIMS = (
       n["usage: D=8, unit norm"] >= 2 * n["usage: D=256, plain"]
       and n["psnr: D=8, unit norm"] >= n["psnr: D=256, plain"]
     ),
-    setting=f"photo crops of 32 x 32 pixels, 64 tokens, {_STEPS:,} steps of 16, l2 and code "
+    setting=f"photo crops of 32 x 32 pixels, 64 tokens, {_STEPS:,} steps of 8, l2 and code "
     "losses alone; held-out photographs",
   ),
   Claim(

@@ -94,10 +94,10 @@ def fit(
   state = optimizer.init(variables["params"])
 
   @jax.jit
-  def step(variables, state, batch, index):
+  def step(variables, state, batch, rng, index):  # nothing of the seed is in the program
     def loss(params):
-      rng = jax.random.fold_in(step_rng, index)
-      found = task.losses({**variables, "params": params}, batch, rng, index)
+      key = jax.random.fold_in(rng, index)
+      found = task.losses({**variables, "params": params}, batch, key, index)
       return found.players["model"], found.updates
 
     gradient, updates = jax.grad(loss, has_aux=True)(variables["params"])
@@ -107,5 +107,5 @@ def fit(
 
   for index in range(steps):
     batch = first if index == 0 else dict(next(batches))
-    variables, state = step(variables, state, batch, np.int32(index))
+    variables, state = step(variables, state, batch, step_rng, np.int32(index))
   return variables
