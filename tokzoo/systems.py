@@ -185,6 +185,19 @@ _ALL = (
     },
   ),
   System(
+    slug="flextok",
+    title="FlexTok: 1 to 256 ordered tokens an image, decoded by a rectified flow",
+    kind="tokenizers + generator",
+    modality="image",
+    paper="2502.13967",
+    experiment="image/flextok.py",
+    parts={
+      "tokenizer": _part("tokenizer", f"{_IMAGE}.flextok", "Config"),
+      "vae": _part("tokenizer", f"{_IMAGE}.flextok", "VAEConfig", "VAE_"),
+      "ar": _part("generator", "tokzoo.generators.flextok", "Config"),
+    },
+  ),
+  System(
     slug="discrete-tokenization-survey",
     title="The quantizers: VQ, RVQ, PQ, AQ, FSQ, LFQ, BSQ, anchors, and collapse remedies",
     kind="quantizers",

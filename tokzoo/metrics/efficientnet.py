@@ -59,7 +59,13 @@ class Block(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-  """The network, from pictures in [-1, 1] on."""
+  """The network, from pictures in [-1, 1] on.
+
+  size:  side in pixels that pictures are resized to; another than 224 is for `maps` of few
+         cells, not for numbers that bear the network's name
+  """
+
+  size: int = SIZE_PX
 
   def setup(self):
     self.stem = _conv(32, 3, 2)
@@ -81,14 +87,14 @@ class EfficientNetLite0(nn.Module):
     return Features(features, logits, logits)
 
   def maps(self, images: Float[Array, "B H W 3"]) -> list[Float[Array, "B h w D"]]:
-    """The output of each of the seven stages, at 1/2 to 1/32 of 224 pixels.
+    """The output of each of the seven stages, at 1/2 to 1/32 of `size`.
 
     Pictures are not rounded to 8 bits, so that a perceptual loss has a gradient.
     """
     return self._stages((images.astype(jnp.float32) + 1) * 127.5)
 
   def _stages(self, pixels: Float[Array, "B H W 3"]) -> list[Float[Array, "B h w D"]]:
-    square = (pixels.shape[0], SIZE_PX, SIZE_PX, pixels.shape[3])
+    square = (pixels.shape[0], self.size, self.size, pixels.shape[3])
     x = (jax.image.resize(pixels, square, "bilinear") - 127) / 128
     x = nn.relu6(self.bn0(self.stem(x)))
     maps, blocks = [], iter(self.blocks)

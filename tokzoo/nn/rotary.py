@@ -83,3 +83,17 @@ def grid_rotary(
   widths = ((prefix, 0), (0, 0))
   cos, sin = (np.pad(f(angles), widths).astype(np.float32) for f in (np.cos, np.sin))
   return Rotary(jnp.asarray(cos), jnp.asarray(sin))
+
+
+def line_rotary(length: int, head_dim: int, theta: float = 10_000.0) -> Rotary:
+  """Rotary table of a sequence: place i turns by i.
+
+  Args:
+    length: places.
+    head_dim: features per head, even.
+    theta: base of the frequencies.
+  """
+  places = np.arange(length, dtype=np.float64)[:, None]
+  angles = axis_angles(places, (head_dim,), theta)
+  cos, sin = (f(angles).astype(np.float32) for f in (np.cos, np.sin))
+  return Rotary(jnp.asarray(cos), jnp.asarray(sin))

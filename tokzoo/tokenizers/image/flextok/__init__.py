@@ -1,4 +1,5 @@
-"""FlexTok (arXiv 2502.13967): the tokenizer in `model.py`, its autoencoder in `vae.py`."""
+"""FlexTok (arXiv 2502.13967): the tokenizer in `model.py`, its autoencoder in `vae.py`, what it
+is trained with in `training.py`."""
 
 from tokzoo.tokenizers.image.flextok.model import (
   PRESETS,
@@ -7,6 +8,7 @@ from tokzoo.tokenizers.image.flextok.model import (
   FlexTok,
   Size,
 )
+from tokzoo.tokenizers.image.flextok.training import Alignment, RectifiedFlow
 from tokzoo.tokenizers.image.flextok.vae import (
   KLVAE,
   VAE_PRESETS,
@@ -20,8 +22,10 @@ __all__ = [
   "VAE_PRESETS",
   "VAE_WEIGHTS",
   "WEIGHTS",
+  "Alignment",
   "Config",
   "FlexTok",
+  "RectifiedFlow",
   "Size",
   "VAEConfig",
 ]
