@@ -198,6 +198,18 @@ _ALL = (
     },
   ),
   System(
+    slug="karl",
+    title="KARL: as many tokens as an image needs, in one pass; ALIT before it",
+    kind="tokenizers",
+    modality="image",
+    paper="2507.07995",
+    experiment="image/karl.py",
+    parts={
+      "tokenizer": _part("tokenizer", f"{_IMAGE}.karl", "Config"),
+      "alit": _part("tokenizer", f"{_IMAGE}.karl", "ALITConfig", "ALIT_"),
+    },
+  ),
+  System(
     slug="discrete-tokenization-survey",
     title="The quantizers: VQ, RVQ, PQ, AQ, FSQ, LFQ, BSQ, anchors, and collapse remedies",
     kind="quantizers",
