@@ -53,7 +53,7 @@ def random_variables(config: Any, seed: int = 0) -> Any:
   key = jax.random.key(seed)
   module = config.build()
   rngs = {"params": key, "bits": key}
-  if isinstance(config, Config):
+  if hasattr(config, "image_size"):
     side = config.image_size
     image = jnp.zeros((1, side, side, config.channels))
     like = jax.eval_shape(module.init, rngs, image)

@@ -6,7 +6,9 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 
 from tokzoo.errors import TokzooError, unknown
@@ -67,6 +69,11 @@ def comparisons() -> dict[str, Comparison]:
         raise TokzooError(f"the fixture kind {kind!r} has two comparisons.")
       found[kind] = comparison
   return found
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+  """`jax.jit` without the compiler's slower passes: what runs once is not worth them."""
+  return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def compare(path: Path) -> list[Row]:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.parity.base import Comparison, Ids
+from tests.parity.base import Comparison, Ids, compiled
 from tests.parity.instella_t2i import authors_state, gradients
 from tokzoo import losses
 from tokzoo.nn.discriminator import PatchGAN, patchgan_weights
@@ -53,7 +53,8 @@ def compare_vq(config, tensors):
     total = rec + named["codebook"] + commit + entropy
     return total, (rec, named["codebook"], commit, entropy, output)
 
-  (total, found), grads = jax.value_and_grad(loss, has_aux=True)(variables)
+  # Operation by operation this takes minutes.
+  (total, found), grads = compiled(jax.value_and_grad(loss, has_aux=True))(variables)
   rec, vq, commit, entropy, output = found
 
   def inside(model, image):
@@ -63,11 +64,15 @@ def compare_vq(config, tensors):
     quantized = model.quantizer(rows).values.reshape(latents.shape)
     return encoded, latents, quantized, model.quantizer.codebook()
 
-  encoded, latents, quantized, codes = model.apply(variables, image, method=inside)
+  run = compiled(lambda v: model.apply(v, image, method=inside))
+  encoded, latents, quantized, codes = run(variables)
   gap = top2_gap(np.asarray(latents), np.asarray(codes), config["codebook_l2_norm"])
-  tokens = model.apply(variables, image, method="encode")
+  tokens = compiled(lambda v: model.apply(v, image, method="encode"))(variables)
   ids = np.asarray(tensors["out/indices"]).reshape(len(image), -1)
   given = Tokens.from_ids(jnp.asarray(ids, jnp.int32), config["codebook_size"])
+  decode = compiled(
+    lambda v: model.apply(v, given, size=image.shape[1:3], method="decode")
+  )
   return {
     "out/encoder": nchw(encoded),
     "out/quant_conv": nchw(latents),
@@ -75,9 +80,7 @@ def compare_vq(config, tensors):
     "out/top2_gap": gap,
     "out/quantized": nchw(quantized),
     "out/decoded": nchw(output.reconstruction),
-    "out/decoded_from_indices": nchw(
-      model.apply(variables, given, size=image.shape[1:3], method="decode")
-    ),
+    "out/decoded_from_indices": nchw(decode(variables)),
     "out/loss_rec_l2": rec,
     "out/loss_vq": vq,
     "out/loss_commit": commit,
@@ -112,14 +115,13 @@ def compare_patchgan(config, tensors):
     shown, after = judge(params, after, fake)
     return losses.hinge_discriminator(logits, shown), (logits, shown, after)
 
-  (telling, (logits, shown, after)), grads = jax.value_and_grad(hinge, has_aux=True)(
-    params
-  )
+  run = compiled(jax.value_and_grad(hinge, has_aux=True))
+  (telling, (logits, shown, after)), grads = run(params)
   kept = table.to_authors({"params": params, **after})
   return {
     "out/logits_train_real": nchw(logits),
     "out/logits_train_fake": nchw(shown),
-    "out/logits_eval_real": nchw(critic.apply(variables, real)),
+    "out/logits_eval_real": nchw(compiled(critic.apply)(variables, real)),
     "out/hinge_d": telling,
     "out/hinge_g": losses.hinge_generator(shown),
     **gradients(table, {"params": grads}, tensors),

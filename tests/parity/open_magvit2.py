@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.parity.base import Comparison, Ids
+from tests.parity.base import Comparison, Ids, compiled
 from tests.parity.instella_t2i import authors_state, gradients
 from tests.parity.llamagen import nchw, nhwc
 from tokzoo.tokenizers.image import open_magvit2
@@ -40,7 +40,8 @@ def compare_lfq(config, tensors):
     weighted = config["entropy_weight"] * entropy
     return l1, entropy, l1 + weighted + config["commit_weight"] * losses["commitment"]
 
-  output = model.apply(variables, image, train=True)
+  # Operation by operation this takes minutes.
+  output = compiled(lambda v: model.apply(v, image, train=True))(variables)
   l1, entropy, total = terms(image, output.reconstruction, output.losses)
 
   # The gradient of the entropies turns on 400 times the latent: float32's rounding of the
@@ -56,7 +57,7 @@ def compare_lfq(config, tensors):
     reconstruction = model.decoder(quantized.values.reshape(latents.shape))
     return terms(image, reconstruction, quantized.losses)[2]
 
-  grads = jax.grad(lambda v: model.apply(v, image, method=loss))(variables)
+  grads = compiled(jax.grad(lambda v: model.apply(v, image, method=loss)))(variables)
 
   def inside(model, image):
     latents = model.encoder(image)
@@ -64,8 +65,10 @@ def compare_lfq(config, tensors):
     ids = jnp.asarray(tensors["out/indices"], jnp.int32).reshape(len(image), -1)
     return latents, values, model.ids_to_codes(ids).reshape(latents.shape)
 
-  latents, quantized, codes = model.apply(variables, image, method=inside)
-  ids = np.asarray(model.apply(variables, image, method="encode").ids).reshape(-1)
+  run = compiled(lambda v: model.apply(v, image, method=inside))
+  latents, quantized, codes = run(variables)
+  encode = compiled(lambda v: model.apply(v, image, method="encode").ids)
+  ids = np.asarray(encode(variables)).reshape(-1)
   near = (np.abs(np.asarray(latents)) < 1e-5).any(-1).reshape(-1)
   low = config["factorized_bits"][0]
   return {
@@ -120,7 +123,7 @@ def compare_ibq(config, tensors):
     total = l1 + quant + config["entropy_weight"] * entropy
     return total, (l1, quant, entropy, output)
 
-  (total, found), grads = jax.value_and_grad(loss, has_aux=True)(variables)
+  (total, found), grads = compiled(jax.value_and_grad(loss, has_aux=True))(variables)
   l1, quant, entropy, output = found
 
   def inside(model, image):
@@ -130,10 +133,11 @@ def compare_ibq(config, tensors):
     rows = latents.reshape(len(latents), -1, latents.shape[-1])
     return encoded, latents, logits, model.quantizer(rows).values.reshape(latents.shape)
 
-  encoded, latents, logits, quantized = model.apply(variables, image, method=inside)
+  run = compiled(lambda v: model.apply(v, image, method=inside))
+  encoded, latents, logits, quantized = run(variables)
   best = np.sort(np.asarray(logits).reshape(-1, logits.shape[-1]), axis=1)
   gap = best[:, -1] - best[:, -2]
-  tokens = model.apply(variables, image, method="encode")
+  tokens = compiled(lambda v: model.apply(v, image, method="encode"))(variables)
   return {
     "out/encoder": nchw(encoded),
     "out/quant_conv": nchw(latents),

@@ -334,6 +334,20 @@ def test_schedules(kind, expected):
   np.testing.assert_allclose([rate(s) for s in (0, 10, 30, 50)], expected, rtol=1e-5)
 
 
+def test_a_schedule_that_holds_and_one_that_drops():
+  shape = {"peak_lr": 1.0, "warmup_steps": 10, "start_lr": 0.2}
+  held = Optimizer(end_lr=0.1, schedule="linear", hold=0.25, **shape)
+  rate = schedule(held, 50)
+  found = [rate(s) for s in (0, 5, 10, 20, 35, 50)]
+  np.testing.assert_allclose(found, [0.2, 0.6, 1.0, 1.0, 0.55, 0.1], rtol=1e-5)
+  dropped = Optimizer(schedule="drops", drops=(20, 40), **shape)
+  rate = schedule(dropped, 50)
+  found = [rate(s) for s in (10, 19, 21, 39, 41)]
+  np.testing.assert_allclose(found, [1.0, 1.0, 0.1, 0.1, 0.01], rtol=1e-5)
+  with pytest.raises(TokzooError, match="drops at step 10, before it has warmed up"):
+    schedule(dataclasses.replace(dropped, drops=(10, 40)), 50)
+
+
 @pytest.mark.parametrize(
   ("changes", "words"),
   [
