@@ -3,10 +3,11 @@
 import dataclasses
 import importlib.util
 
+import jax
 import numpy as np
 import pytest
 
-from tokzoo.train.bench import trainer
+from tokzoo.train.bench import images, trainer
 from tokzoo.train.bench.scaling import scaling
 
 TINY = dataclasses.replace(
@@ -26,7 +27,7 @@ TINY = dataclasses.replace(
 )
 def test_the_peer_takes_the_same_steps():
   """From the same weights, without draws: loss after loss, AdamW included."""
-  from tokzoo.train.bench import peer
+  from tokzoo.train.bench.peers import instella_t2i as peer
 
   model = dataclasses.replace(TINY, temperature=0.0)
   ours = trainer.OurStep(trainer.recipe_of(4, model=model))
@@ -43,6 +44,27 @@ def test_the_peer_takes_the_same_steps():
   assert found[-1] < 0.95 * found[0]
   for key, value in ours.weights.items():
     np.testing.assert_array_equal(value, before[key])  # not trained in place
+
+
+@pytest.mark.skipif(
+  importlib.util.find_spec("torch") is None, reason="PyTorch is not installed"
+)
+@pytest.mark.parametrize(
+  "case", [c for c in images.CASES if c.size == "nano"], ids=lambda case: case.name
+)
+def test_the_peers_of_images_compute_the_same(case):
+  for op, (ours, arguments), peer in images.programs(case):
+    # Optax mixes dtypes, as the trainer knows.
+    with jax.numpy_dtype_promotion("standard"):
+      found, wanted = jax.jit(ours)(*arguments), peer()
+    if op == "train step":
+      np.testing.assert_allclose(found[0], wanted, rtol=1e-4)
+    elif op == "decode":
+      wanted = wanted.numpy().transpose(0, 2, 3, 1)
+      np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
+    else:
+      np.testing.assert_array_equal(found, wanted.numpy())
+      assert len(np.unique(found)) > 2
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
-"""`tokzoo bench kernels`, `train`, `scaling`: how fast tokzoo is, beside named peers."""
+"""`tokzoo bench kernels`, `train`, `images`, `scaling`: how fast tokzoo is, beside named peers."""
 
 import dataclasses
+import importlib.util
 import os
 import platform
 import sys
@@ -11,7 +12,7 @@ import jax
 from rich.console import Console
 
 from tokzoo.cli.console import emit, facts, parse, table
-from tokzoo.errors import TokzooError, unknown
+from tokzoo.errors import TokzooError, missing_extra, unknown
 from tokzoo.kernels.codebook_search.arg_specs import ARG_SPECS
 from tokzoo.version import code_version
 
@@ -19,13 +20,14 @@ _HELP = """usage: tokzoo bench COMMAND ...
 
   tokzoo bench kernels   Codebook search, bit packing and a VQ step beside named peers.
   tokzoo bench train     The trainer's step beside PyTorch's, and what its loop costs.
+  tokzoo bench images    Image tokenizers and generators beside the same in PyTorch.
   tokzoo bench scaling   Operations and collectives of one device of 1, 2, 4 and 8.
 
 tokzoo bench COMMAND --help says more."""
 
 
 def run_bench(arguments: Sequence[str]) -> int:
-  commands = {"kernels": kernels, "train": train, "scaling": scaling}
+  commands = {"kernels": kernels, "train": train, "images": images, "scaling": scaling}
   if not arguments or arguments[0] in ("-h", "--help"):
     print(_HELP)
     return 0
@@ -94,7 +96,7 @@ def kernels(
             row.peer,
             row.peer_seconds,
             row.ratio,
-            None if row.peak_bytes is None else row.peak_bytes / 2**20,
+            _mib(row.peak_bytes),
           )
           for row in rows
         ],
@@ -156,6 +158,50 @@ def train(
   emit(told, json, render)
 
 
+def images(
+  size: Literal["nano", "base"] | None = None,
+  model: str | None = None,
+  turns: int = 5,
+  json: bool = False,
+) -> None:
+  """Times image tokenizers and generators turn by turn with the same in PyTorch (extra bench).
+
+  Encoding, decoding, a training step, and sampling: float32, the same weights and the same
+  tokens on both sides. A ratio is our time divided by PyTorch's: below 1 we are faster.
+
+  Args:
+    size: nano, or base (the published sizes; minutes on a CPU); both by default.
+    model: one of TiTok, LlamaGen VQ, LlamaGen GPT, RAR, ImageBert; all by default.
+    turns: how often each program runs.
+    json: print JSON instead of a table.
+  """
+  from tokzoo.train.bench import images as cases
+
+  if turns < 1:
+    raise TokzooError(f"{turns} turns measure nothing: choose 1 or more.")
+  names = {case.name for case in cases.CASES}
+  if model is not None and model not in names:
+    raise unknown("model", model, names)
+  if importlib.util.find_spec("torch") is None:
+    raise missing_extra("PyTorch", "bench", "racing it")
+  rows = []
+  for row in cases.bench(turns, size, model):
+    rows.append(row)
+    print(f"{row.op} {row.spec}: ratio {row.ratio:.2f}", file=sys.stderr)
+  told = {**_here(), "rows": [dataclasses.asdict(row) for row in rows]}
+
+  def render(console: Console) -> None:
+    columns = ("op", "model", "seconds", "PyTorch's", "ratio", "MiB")
+    shown = [
+      (row.op, row.spec, row.seconds, row.peer_seconds, row.ratio, _mib(row.peak_bytes))
+      for row in rows
+    ]
+    console.print(table(_title(told), columns, shown))
+    console.print("ratio: our time / PyTorch's, MiB: beyond inputs and outputs")
+
+  emit(told, json, render)
+
+
 def scaling(json: bool = False) -> None:
   """Compiles the trainer's step for 1, 2, 4 and 8 simulated devices and counts.
 
@@ -187,6 +233,10 @@ def scaling(json: bool = False) -> None:
     console.print(table("one device, one step of 16 pictures in all", columns, shown))
 
   emit(told, json, render)
+
+
+def _mib(size: int | None) -> float | None:
+  return None if size is None else size / 2**20
 
 
 def _here() -> dict[str, Any]:

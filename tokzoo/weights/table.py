@@ -154,6 +154,19 @@ class Table:
       state[key] = np.asarray(rule.transform.to_authors(np.asarray(value)), order="C")
     return state
 
+  def published_shapes(self, like: Any) -> dict[str, tuple[int, ...]]:
+    """Keys and shapes of a published file of a model of these shapes, without its arrays.
+
+    Raises:
+      TokzooError: a parameter that no rule knows.
+    """
+    shapes = {}
+    for path, leaf in flatten(like).items():
+      rule, key = self._match(path, forward=False)
+      one = np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
+      shapes[key] = rule.transform.to_authors(one).shape
+    return shapes
+
   def _averaged(self, state: State) -> State:
     """The state with each parameter that has a running average replaced by it."""
     if self.averages is None:

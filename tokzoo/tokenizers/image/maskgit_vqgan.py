@@ -24,6 +24,7 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import reduce
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from tokzoo.contract import Output, Quantized
@@ -90,7 +91,7 @@ class Down(nn.Module):
       x = _block(c, c.width * c.multipliers[self.level], f"block_{j}")(x)
     if self.level == len(c.multipliers) - 1:
       return x
-    return nn.avg_pool(x, (2, 2), (2, 2))
+    return reduce(x, "b (h p) (w q) d -> b h w d", "mean", p=2, q=2)
 
 
 class Up(nn.Module):

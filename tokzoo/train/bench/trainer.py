@@ -277,7 +277,7 @@ def missing_peer() -> str | None:
 
 
 def _peers(recipe: Recipe, ours: OurStep) -> dict[str, Callable[[], float]]:
-  from tokzoo.train.bench import peer
+  from tokzoo.train.bench.peers import instella_t2i as peer
 
   optimizer = recipe.optimizers["model"]
   return {
