@@ -10,8 +10,8 @@ Each of the three below answers the same four questions:
 
   VQGAN   MAGE's tokenizer. The source calls it "taming", but it is MaskGIT's VQGAN (no
           attention, no bias in blocks, the shortcut's quirk) with taming's names, written as
-          `tokzoo.tokenizers.image.maskgit_vqgan`; the sheet's "attention at 16 x 16" is a line
-          of its configuration that nothing reads. Predictions are logits over its codes.
+          `tokzoo.tokenizers.image.maskgit_vqgan`; nothing reads the attention at 16 x 16 that
+          its configuration names. Predictions are logits over its codes.
   KLVAE   MAR's KL-VAE with 16 channels. Predictions are its latents times 0.2325, and are
           decoded as such: the source never divides by that number again.
   Pixels  none: predictions are patches of RGB. Not in the source; for small models.
