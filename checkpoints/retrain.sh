@@ -11,7 +11,7 @@ runs="${RUNS:-runs/checkpoints}"
 names=("$@")
 [ ${#names[@]} -gt 0 ] || names=(
   instella-photos-nano instella-digits-nano
-  instella-digits-ar-nano llamagen-digits-nano
+  instella-digits-ar-nano llamagen-digits-nano maskgit-vqgan-photos-nano
 )
 retrain() {  # name, system, then what tokzoo train takes
   local name="$1" system="$2"
@@ -27,6 +27,8 @@ for name in "${names[@]}"; do
     instella-digits-ar-nano)
       retrain "$name" instella-t2i --recipe nano-ar --tokenizer "$digits" ;;
     llamagen-digits-nano) retrain "$name" maskgit --recipe nano-tokenizer ;;
+    maskgit-vqgan-photos-nano)
+      retrain "$name" maskgit-vqgan --recipe nano --steps 2000 --save-every 1000 ;;
     *) echo "retrain.sh: no packaged checkpoint is called $name." >&2; exit 2 ;;
   esac
 done

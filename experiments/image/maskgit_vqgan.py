@@ -23,6 +23,7 @@ from jaxtyping import PRNGKeyArray
 
 from tokzoo.contract import Batch, Variables
 from tokzoo.data import DataConfig, evaluation_batches, loader
+from tokzoo.nn.discriminator import Discriminator
 from tokzoo.quantizers.kmeans import first_means, kmeans
 from tokzoo.tokenizers.image.maskgit_vqgan import Config
 from tokzoo.train import Evaluator, MeshShape, Optimizer, Recipe
@@ -73,7 +74,7 @@ def nano() -> Recipe:
       model=SMALL,
       distance="l2",
       weights=VQ,
-      adversary=Adversary(weight=0.01, start_step=200),
+      adversary=Adversary(weight=0.01, start_step=200, network=Discriminator(16, 1)),
     ),
     data=_photos("train", 16),
     batch_size=16,
