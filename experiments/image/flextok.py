@@ -8,8 +8,8 @@ Lab record
                   the latents; the whole objective but the alignment; 2 CPU cores
   nano-repa       the same with the alignment, EfficientNet-Lite0 (extra `features`) in the
                   place of DINOv2-L
-  nano-digits     digits, 1 to 8 tokens of 200 codes: what flextok-digits-nano is
-  nano-ar         1 to 8 tokens of flextok-digits-nano for a class
+  nano-digits     digits, 1 to 8 tokens of 200 codes, as in the claims
+  nano-ar         1 to 8 tokens of a digit for its class; run nano-digits before it
   vae-c4, -c8, -c16             stage 0; LPIPS needs weights (task.perceptual files)
   d12-d12-in1k, d18-d18-in1k, d18-d28-in1k, d18-d28-dfn   stage 1; DINOv2 needs its file
   ar-49m, -85m, -201m, -393m, -679m, -1.33b               stage 2, for classes
@@ -19,6 +19,13 @@ tokens at all for guidance; alignment with DINOv2-L; muP, whose learning rates s
 about ours. The authors' repository holds neither training code nor schedules: batch, steps,
 rates and the alignment's block and weight below are ours (REPA's, where it says), and are
 marked so. d18-d28-dfn differs from -in1k in its data alone: DFN-2B.
+
+The claims stand at their second size. The first, 16 tokens of patches of 2 x 2 after 800 steps
+of 32, had not learnt to read its tokens (one seed: velocity's error 0.577 with one token,
+0.563 with 16; regression 0.245 and 0.209 from real digits) and bore out neither of the first
+two claims. With 8 tokens of patches of 4 x 4 and 1,500 steps of 64, the thresholds unchanged,
+ordering holds for 3 of 3 seeds and causality as well; plausibility for 1 of 3: the flow stays
+within 1.5 of its distance at all tokens, but the regression blurs by 1.7 to 2.1, not by 2.
 """
 
 import dataclasses
@@ -52,6 +59,9 @@ from tokzoo.train.tasks import Generation, Reconstruction
 
 SYSTEM = "flextok"
 
+_STEPS = 1500
+"""Of every training on digits."""
+
 # ---------------------------------------------------------------- nano: a 2-core CPU
 
 CROPS = Config(
@@ -70,7 +80,13 @@ CROPS = Config(
 )
 
 DIGITS = dataclasses.replace(
-  CROPS, image_size=8, channels=1, patch=2, num_tokens=8, levels=(8, 5, 5)
+  CROPS,
+  image_size=8,
+  channels=1,
+  num_tokens=8,
+  levels=(8, 5, 5),
+  encoder=Size(64, 2),
+  decoder=Size(64, 2),
 )
 
 STAND_IN = Alignment("efficientnet-lite0", block=2, hidden=128)
@@ -97,13 +113,15 @@ def _digits(split: str) -> DataConfig:
   )
 
 
-def _nano(name: str, task: RectifiedFlow, data, steps: int) -> Recipe:
+def _nano(
+  name: str, task: RectifiedFlow, data, steps: int, batch_size: int = 32
+) -> Recipe:
   return Recipe(
     system=SYSTEM,
     name=name,
     task=task,
     data=data("train"),
-    batch_size=32,
+    batch_size=batch_size,
     steps=steps,
     optimizers={
       "model": Optimizer(peak_lr=2e-3, warmup_steps=30, b2=0.99, clip_norm=1.0)
@@ -116,21 +134,21 @@ def _nano(name: str, task: RectifiedFlow, data, steps: int) -> Recipe:
 
 def nano() -> Recipe:
   """Crops of photographs, the whole objective but the alignment."""
-  return _nano("nano", RectifiedFlow(CROPS, None), _photos, 300)
+  return _nano("nano", RectifiedFlow(CROPS, None), _photos, 200)
 
 
 def nano_repa() -> Recipe:
   """As nano, with the packaged network in the place of DINOv2."""
-  return _nano("nano-repa", RectifiedFlow(CROPS, STAND_IN), _photos, 300)
+  return _nano("nano-repa", RectifiedFlow(CROPS, STAND_IN), _photos, 200)
 
 
 def nano_digits() -> Recipe:
   """Digits, for the generator's tokens."""
-  return _nano("nano-digits", RectifiedFlow(DIGITS, None), _digits, 1500)
+  return _nano("nano-digits", RectifiedFlow(DIGITS, None), _digits, _STEPS, 64)
 
 
 def nano_ar() -> Recipe:
-  """Class-conditional generator of 1 to 8 tokens of a digit."""
+  """Class-conditional generator of 1 to 8 tokens of a digit, of the tokens of nano-digits."""
   model = generators.Config(
     num_tokens=8, vocab=200, width=96, layers=2, heads=3, num_classes=10
   )
@@ -149,7 +167,7 @@ def nano_ar() -> Recipe:
     evaluators={"held_out": Evaluator(data=_digits("test"))},
     ema=0.98,
     save_every=200,
-    tokenizer="flextok-digits-nano",
+    tokenizer="runs/flextok-nano-digits",
     sampling={"guidance": 1.5, "temperature": 1.0},
   )
 
@@ -286,12 +304,7 @@ RECIPES = {
 
 # ---------------------------------------------------------------- claims
 
-_STEPS = 800
-_PREFIXES = (1, 2, 4, 8, 16)
-
-SMALL = dataclasses.replace(
-  DIGITS, num_tokens=16, encoder=Size(48, 2), decoder=Size(64, 2), head_dim=16
-)
+_PREFIXES = (1, 2, 4, 8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -320,15 +333,15 @@ def _regress(m: FlexTok, codes: jax.Array, kept: jax.Array) -> jax.Array:
 
 
 _TASKS = {
-  "with dropout": RectifiedFlow(SMALL, None),
-  "without": RectifiedFlow(dataclasses.replace(SMALL, dropout=None), None),
-  "regression": Regression(SMALL, None),
+  "with dropout": RectifiedFlow(DIGITS, None),
+  "without": RectifiedFlow(dataclasses.replace(DIGITS, dropout=None), None),
+  "regression": Regression(DIGITS, None),
 }
 
 
 @functools.cache  # the claims read the same trainings
 def _trained(name: str, seed: int) -> Variables:
-  return fit(_TASKS[name], loader(_digits("train"), 32, seed), _STEPS, seed)
+  return fit(_TASKS[name], loader(_digits("train"), 64, seed), _STEPS, seed)
 
 
 @functools.cache
@@ -342,7 +355,7 @@ def _pictures(split: str) -> np.ndarray:
 @functools.partial(jax.jit, static_argnums=2)
 def _decoded(variables: Variables, image: jax.Array, k: int) -> jax.Array:
   """Drawn from k tokens, without guidance, which would trade variety for sharpness."""
-  module: Any = SMALL.build()
+  module: Any = DIGITS.build()
 
   def run(m: FlexTok):
     tokens = m.encode(image, num_tokens=k)
@@ -354,11 +367,11 @@ def _decoded(variables: Variables, image: jax.Array, k: int) -> jax.Array:
 @functools.partial(jax.jit, static_argnums=2)
 def _flow_error(variables: Variables, image: jax.Array, k: int) -> jax.Array:
   """The velocity's error with k tokens, the mean over ten draws of times and noise."""
-  module: Any = SMALL.build()
+  module: Any = DIGITS.build()
 
   def run(m: FlexTok):
     codes = m.quantizer(m.encoder(image)).values
-    kept = prefix_mask(k, SMALL.num_tokens)
+    kept = prefix_mask(k, DIGITS.num_tokens)
     keys = jax.random.split(jax.random.key(0), 10)
     return jnp.stack([m.flow(image, codes, key, kept).errors for key in keys]).mean()
 
@@ -368,11 +381,11 @@ def _flow_error(variables: Variables, image: jax.Array, k: int) -> jax.Array:
 @functools.partial(jax.jit, static_argnums=2)
 def _regressed(variables: Variables, image: jax.Array, k: int) -> jax.Array:
   """What the regression says of k tokens."""
-  module: Any = SMALL.build()
+  module: Any = DIGITS.build()
 
   def run(m: FlexTok):
     codes = m.quantizer(m.encoder(image)).values
-    return _regress(m, codes, prefix_mask(k, SMALL.num_tokens))
+    return _regress(m, codes, prefix_mask(k, DIGITS.num_tokens))
 
   return module.apply(variables, method=run)
 
@@ -386,7 +399,7 @@ def ordering(seed: int) -> dict[str, float]:
       _flow_error(variables, image, k)
     )
   for name in ("with dropout", "without"):
-    for k in (4, 16):
+    for k in (2, 8):
       shown = _decoded(_trained(name, seed), image, k)
       error = float(jnp.square(shown.clip(-1, 1) - image).mean())
       found[f"mse, {k} tokens, {name}"] = error
@@ -412,27 +425,27 @@ def plausibility(seed: int) -> dict[str, float]:
     ("flow", _decoded, "with dropout"),
     ("regression", _regressed, "regression"),
   ):
-    for k in (1, 16):
+    for k in (1, 8):
       made = np.clip(np.asarray(decode(_trained(trained, seed), image, k)), -1, 1)
       found[f"{name}, {k} tokens"] = _sliced_wasserstein(made, real)
   return found
 
 
 def causality(seed: int) -> dict[str, float]:
-  """Ids of the first 8 tokens that change when the later registers are taken away."""
+  """Ids of the first 4 tokens that change when the later registers are taken away."""
   image, variables = _pictures("test"), _trained("with dropout", seed)
-  whole: Any = SMALL.build()
+  whole: Any = DIGITS.build()
   ids = whole.apply(variables, image, method="encode").ids
-  short = dataclasses.replace(SMALL, num_tokens=8)
+  short = dataclasses.replace(DIGITS, num_tokens=4)
   encoder = dict(variables["params"]["encoder"])
-  encoder["registers"] = encoder["registers"][:8]
+  encoder["registers"] = encoder["registers"][:4]
   fewer = {**variables, "params": {**variables["params"], "encoder": encoder}}
   module: Any = short.build()
   alone = module.apply(fewer, image, method="encode").ids
-  cut = whole.apply(variables, image, num_tokens=8, method="encode").ids
+  cut = whole.apply(variables, image, num_tokens=4, method="encode").ids
   return {
-    "ids that differ, 8 registers": int((alone != ids[:, :8]).sum()),
-    "ids that differ, 8 tokens asked for": int((cut != ids[:, :8]).sum()),
+    "ids that differ, 4 registers": int((alone != ids[:, :4]).sum()),
+    "ids that differ, 4 tokens asked for": int((cut != ids[:, :4]).sum()),
     "codes in use": len(np.unique(np.asarray(ids))),
   }
 
@@ -444,42 +457,42 @@ def _falls(n) -> bool:
 
 _SHEET = "arXiv 2502.13967, at the scale of this repository"
 _SETTING = (
-  "scikit-learn's digits, 8 x 8 pixels as latents in patches of 2 x 2, 16 tokens of 200 "
-  f"codes, {_STEPS} steps of 32, no alignment, no guidance, 10 steps of Euler's method; "
+  "scikit-learn's digits, 8 x 8 pixels as latents in patches of 4 x 4, 8 tokens of 200 "
+  f"codes, {_STEPS:,} steps of 64, no alignment, no guidance, 10 steps of Euler's method; "
   "held-out digits"
 )
 
 CLAIMS = (
   Claim(
-    "With nested dropout the velocity's error falls with the kept tokens (1, 2, 4, 8, 16), and "
-    "with 4 tokens the squared error of what is drawn is 1.5 times as large without it",
+    "With nested dropout the velocity's error falls with the kept tokens (1, 2, 4, 8), and "
+    "with 2 tokens the squared error of what is drawn is 1.5 times as large without it",
     source=_SHEET,
     measure=ordering,
     holds=lambda n: (
       _falls(n)
-      and n["mse, 4 tokens, without"] >= 1.5 * n["mse, 4 tokens, with dropout"]
+      and n["mse, 2 tokens, without"] >= 1.5 * n["mse, 2 tokens, with dropout"]
     ),
     setting=_SETTING,
   ),
   Claim(
     "One token gives plausible pictures: their sliced Wasserstein distance from real ones is at "
-    "most twice that with all 16; a decoder of equal size that regresses is at least twice as "
+    "most twice that with all 8; a decoder of equal size that regresses is at least twice as "
     "far with one token as with all",
     source=_SHEET,
     measure=plausibility,
     holds=lambda n: (
-      n["flow, 1 tokens"] <= 2 * n["flow, 16 tokens"]
-      and n["regression, 1 tokens"] >= 2 * n["regression, 16 tokens"]
+      n["flow, 1 tokens"] <= 2 * n["flow, 8 tokens"]
+      and n["regression, 1 tokens"] >= 2 * n["regression, 8 tokens"]
     ),
     setting=_SETTING,
   ),
   Claim(
-    "A token does not depend on the registers after it: 8 registers make the first 8 of 16 "
+    "A token does not depend on the registers after it: 4 registers make the first 4 of 8 "
     "tokens, to the letter",
     source=_SHEET,
     measure=causality,
     holds=lambda n: (
-      n["ids that differ, 8 registers"] == n["ids that differ, 8 tokens asked for"] == 0
+      n["ids that differ, 4 registers"] == n["ids that differ, 4 tokens asked for"] == 0
       and n["codes in use"] > 8
     ),
     setting=_SETTING,

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.parity.base import Comparison, Ids
+from tests.parity.base import Comparison, Ids, compiled
 from tests.parity.instella_t2i import authors_state, gradients
 from tests.parity.maskgit_vqgan import channels_first
 from tokzoo.nn.flow_matching import adaptive_projected, noised
@@ -42,7 +42,7 @@ def compare_flextok(config, tensors):
   x_t = noised(latents, noise, t)
   kept = prefix_mask(jnp.asarray(tensors["in/keep_k"], jnp.int32), config["K"])
 
-  @jax.jit
+  @compiled
   def run(variables):
     def parts(m):
       z = m.encoder(latents)
@@ -75,7 +75,7 @@ def compare_flextok(config, tensors):
 
     return module.apply(variables, method=parts)
 
-  @jax.jit
+  @compiled
   @jax.value_and_grad
   def loss(variables):
     def error(m):
