@@ -94,7 +94,9 @@ def fit(
   state = optimizer.init(variables["params"])
 
   @jax.jit
-  def step(variables, state, batch, rng, index):  # nothing of the seed is in the program
+  def step(
+    variables, state, batch, rng, index
+  ):  # nothing of the seed is in the program
     def loss(params):
       key = jax.random.fold_in(rng, index)
       found = task.losses({**variables, "params": params}, batch, key, index)

@@ -59,7 +59,13 @@ _MASKED = {
   "guidance_decay": "constant",
   "steps": 8,
 }
-_TINY: dict[str, Any] = {"width": 64, "layers": 2, "heads": 2, "num_classes": 10, "vocab": 256}
+_TINY: dict[str, Any] = {
+  "width": 64,
+  "layers": 2,
+  "heads": 2,
+  "num_classes": 10,
+  "vocab": 256,
+}
 
 CASES = (
   Case(
