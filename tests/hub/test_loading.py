@@ -178,6 +178,14 @@ def test_a_cache_that_cannot_be_written_is_no_error(authors_file, cache):
     assert is_tiny(tokzoo.load(authors_file, preset="tiny"))
 
 
+def test_a_grid_of_tokens_says_the_size_of_its_picture():
+  model = tokzoo.load("llamagen-digits-nano")
+  picture = np.random.default_rng(0).integers(0, 256, (12, 8, 1), np.uint8)
+  tokens = model.encode(picture)
+  assert tokens.grid == (6, 4) and model.decode(tokens).shape == (1, 12, 8, 1)
+  np.testing.assert_array_equal(model.decode(tokens), model.reconstruct(picture))
+
+
 def test_by_repository(hub, authors_file):
   authors_file.rename(hub / "model.safetensors")
   assert is_tiny(tokzoo.load("them/bae/model.safetensors", preset="tiny"))

@@ -137,7 +137,8 @@ class PretrainedTokenizer(Pretrained):
     Args:
       tokens: made by this very tokenizer.
       size: height and width in pixels: for models that decode to several sizes, and to cut
-        off what filled the last tiles. By default the model's size, or whole tiles.
+        off what filled the last tiles. By default what the tokens' grid says, else the model's
+        size, or whole tiles.
 
     Raises:
       TokzooError: another tokenizer's tokens, tokens that are not sound, or a size that does
@@ -147,7 +148,7 @@ class PretrainedTokenizer(Pretrained):
     side = self.config.image_size
     plain = tokens.replace(origin=None)
     if not self.card.tile:
-      return self._decode_all(plain, size or (side, side))
+      return self._decode_all(plain, size)
     grid = tokens.grid or (tokens.length,)
     # Tokens of a single tile may come without its place, from a generator.
     rows, columns, *inner = grid if len(grid) > 2 else (1, 1, *grid)
@@ -187,7 +188,7 @@ class PretrainedTokenizer(Pretrained):
       rows, batch_sharding(self.mesh) if divides else replicated(self.mesh)
     )
 
-  def _decode_all(self, tokens: Tokens, size: tuple[int, int]) -> np.ndarray:
+  def _decode_all(self, tokens: Tokens, size: tuple[int, int] | None) -> np.ndarray:
     parts = []
     for start in range(0, tokens.batch, BATCH):
       rows = jax.tree.map(lambda x, s=start: _filled(x[s : s + BATCH]), tokens)
