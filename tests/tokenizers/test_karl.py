@@ -228,6 +228,7 @@ def test_the_wished_error_is_rounded_up_and_seen():
   np.testing.assert_array_equal(each.mask[1::2], coarse.mask[1::2])
 
 
+@pytest.mark.slow
 def test_alit_chooses_the_first_rollout_that_is_good_enough():
   config = dataclasses.replace(ALIT, base=None)
   variables, decode = variables_of(config), applied(config, "decode")
@@ -310,6 +311,7 @@ TASKS = {
 FALLS = {"stage1": "tokenize_cross_entropy", "stage2": "tokenize_felt"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "name", ["stage1", "stage2", pytest.param("alit-stage2", marks=pytest.mark.slow)]
 )
