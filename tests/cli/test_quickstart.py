@@ -91,11 +91,12 @@ def test_files_of_at_most_so_many_bytes():
     limit = sizes[40]
     best = max(q for q in range(101) if sizes[q] <= limit)
     chosen = photos.at_most(image, limit, kind)
-    assert chosen.shape == image.shape
-    error = photos.psnr_db(image, chosen)
+    assert chosen.picture.shape == image.shape and chosen.bytes <= limit
+    error = photos.psnr_db(image, chosen.picture)
     # As good as the best quality whose file fits, but for sizes that do not rise with it.
     reached = [
-      photos.psnr_db(image, photos.at_most(image, sizes[q], kind)) for q in (40, best)
+      photos.psnr_db(image, photos.at_most(image, sizes[q], kind).picture)
+      for q in (40, best)
     ]
     assert error >= min(reached) - 1e-9
 
