@@ -1,7 +1,6 @@
 """The benchmark of the trainer: the peer is the same model, and counts are what theory says."""
 
 import dataclasses
-import importlib.util
 
 import jax
 import numpy as np
@@ -22,9 +21,7 @@ TINY = dataclasses.replace(
 )
 
 
-@pytest.mark.skipif(
-  importlib.util.find_spec("torch") is None, reason="PyTorch is not installed"
-)
+@pytest.mark.torch
 def test_the_peer_takes_the_same_steps():
   """From the same weights, without draws: loss after loss, AdamW included."""
   from tokzoo.train.bench.peers import instella_t2i as peer
@@ -46,9 +43,7 @@ def test_the_peer_takes_the_same_steps():
     np.testing.assert_array_equal(value, before[key])  # not trained in place
 
 
-@pytest.mark.skipif(
-  importlib.util.find_spec("torch") is None, reason="PyTorch is not installed"
-)
+@pytest.mark.torch
 @pytest.mark.parametrize(
   "case", [c for c in images.CASES if c.size == "nano"], ids=lambda case: case.name
 )

@@ -379,8 +379,7 @@ def test_a_size_that_the_compiler_refuses():
     topologies.devices("v5e:3x7")
 
 
-@pytest.mark.aot
-@pytest.mark.slow
+@pytest.mark.pods
 @needs_compilers
 @pytest.mark.parametrize(
   "recipe", [pytest.param(recipe, id=recipe.name) for recipe in pods.published()]
