@@ -39,6 +39,7 @@ import numpy as np
 
 from tokzoo.contract import Batch, Losses, Variables
 from tokzoo.data import DataConfig, evaluation_batches, loader
+from tokzoo.data.packaged import digits, photo_crops
 from tokzoo.generators import flextok as generators
 from tokzoo.nn.discriminator import PatchGAN
 from tokzoo.nn.prefix import draw_length, prefix_mask
@@ -94,23 +95,7 @@ STAND_IN = Alignment("efficientnet-lite0", block=2, hidden=128)
 
 
 def _photos(split: str) -> DataConfig:
-  train = split == "train"
-  return DataConfig(
-    source="photos",
-    split=split,
-    crop="random",
-    size=16,
-    flip=train,
-    repeat=10_000 if train else 100,
-    shuffle=train,
-    threads=1,
-  )
-
-
-def _digits(split: str) -> DataConfig:
-  return DataConfig(
-    source="digits", split=split, channels=1, size=8, crop="none", threads=1
-  )
+  return photo_crops(split, 16)
 
 
 def _nano(
@@ -144,7 +129,7 @@ def nano_repa() -> Recipe:
 
 def nano_digits() -> Recipe:
   """Digits, for the generator's tokens."""
-  return _nano("nano-digits", RectifiedFlow(DIGITS, None), _digits, _STEPS, 64)
+  return _nano("nano-digits", RectifiedFlow(DIGITS, None), digits, _STEPS, 64)
 
 
 def nano_ar() -> Recipe:
@@ -156,7 +141,7 @@ def nano_ar() -> Recipe:
     system=SYSTEM,
     name="nano-ar",
     task=Generation(model=model),
-    data=_digits("train"),
+    data=digits("train"),
     batch_size=128,
     steps=400,
     optimizers={
@@ -164,7 +149,7 @@ def nano_ar() -> Recipe:
         peak_lr=2e-3, warmup_steps=50, b2=0.95, weight_decay=0.05, clip_norm=1.0
       )
     },
-    evaluators={"held_out": Evaluator(data=_digits("test"))},
+    evaluators={"held_out": Evaluator(data=digits("test"))},
     ema=0.98,
     save_every=200,
     tokenizer="runs/flextok-nano-digits",
@@ -341,13 +326,13 @@ _TASKS = {
 
 @functools.cache  # the claims read the same trainings
 def _trained(name: str, seed: int) -> Variables:
-  return fit(_TASKS[name], loader(_digits("train"), 64, seed), _STEPS, seed)
+  return fit(_TASKS[name], loader(digits("train"), 64, seed), _STEPS, seed)
 
 
 @functools.cache
 def _pictures(split: str) -> np.ndarray:
   """All digits of a split, without what fills its last batch."""
-  data = dataclasses.replace(_digits(split), shuffle=False)
+  data = dataclasses.replace(digits(split), shuffle=False)
   parts = [batch["image"][batch["valid"]] for batch in evaluation_batches(data, 60)]
   return np.concatenate(parts)
 

@@ -28,6 +28,7 @@ import numpy as np
 
 from tokzoo.contract import Batch, Variables
 from tokzoo.data import DataConfig, evaluation_batches, loader
+from tokzoo.data.packaged import digits, photo_crops
 from tokzoo.generators.instella_t2i import ARConfig, DiffusionConfig
 from tokzoo.generators.instella_t2i.diffusion import add_noise
 from tokzoo.quantizers import Ema, ResetBelow, VectorQuantizer
@@ -82,23 +83,7 @@ DIGITS = Config(
 
 def _photos(split: str) -> DataConfig:
   # Crops of 16 pixels are cut to 4 tiles: one picture read feeds 4 examples.
-  train = split == "train"
-  return DataConfig(
-    source="photos",
-    split=split,
-    crop="random",
-    size=16 if train else 32,
-    flip=train,
-    repeat=10_000 if train else 300,
-    shuffle=train,
-    threads=1,
-  )
-
-
-def _digits(split: str) -> DataConfig:
-  return DataConfig(
-    source="digits", split=split, channels=1, size=8, crop="none", threads=1
-  )
+  return photo_crops(split, 16 if split == "train" else 32, views=300)
 
 
 def nano() -> Recipe:
@@ -124,13 +109,13 @@ def nano_digits() -> Recipe:
     system=SYSTEM,
     name="nano-digits",
     task=Reconstruction(model=DIGITS, distance="l2"),
-    data=_digits("train"),
+    data=digits("train"),
     batch_size=64,
     steps=2000,
     optimizers={
       "model": Optimizer(peak_lr=3e-3, warmup_steps=50, b2=0.99, clip_norm=1.0)
     },
-    evaluators={"held_out": Evaluator(data=_digits("test"))},
+    evaluators={"held_out": Evaluator(data=digits("test"))},
     save_every=1000,
   )
 
@@ -141,13 +126,13 @@ def _nano_generator(name: str, model, sampling: dict) -> Recipe:
     system=SYSTEM,
     name=name,
     task=Generation(model=model),
-    data=_digits("train"),
+    data=digits("train"),
     batch_size=128,
     steps=400,
     optimizers={
       "model": Optimizer(peak_lr=2e-3, warmup_steps=50, b2=0.99, clip_norm=1.0)
     },
-    evaluators={"held_out": Evaluator(data=_digits("test"))},
+    evaluators={"held_out": Evaluator(data=digits("test"))},
     ema=0.98,
     save_every=200,
     tokenizer="instella-digits-nano",
@@ -386,12 +371,12 @@ def diffusion_learns(seed: int) -> dict[str, float]:
   """Cross-entropy at t = 1/2 against marginals; distance of samples to held-out codes."""
   tokenizer = DIGITS.build()
   task = Reconstruction(model=DIGITS, distance="l2")
-  codes_of = fit(task, loader(_digits("train"), 64, seed), 1500, seed, 3e-3)
+  codes_of = fit(task, loader(digits("train"), 64, seed), 1500, seed, 3e-3)
   encode = jax.jit(lambda v, x: tokenizer.apply(v, x, method="encode").packed)
 
   def tokens_of(split: str) -> tuple[np.ndarray, np.ndarray]:
     packed, labels = [], []
-    for batch in evaluation_batches(_digits(split), 64):
+    for batch in evaluation_batches(digits(split), 64):
       packed.append(np.asarray(encode(codes_of, batch["image"]))[batch["valid"]])
       labels.append(batch["label"][batch["valid"]])
     return np.concatenate(packed), np.concatenate(labels)

@@ -39,7 +39,8 @@ import numpy as np
 from PIL import Image
 
 from tokzoo.contract import Batch, Variables
-from tokzoo.data import DataConfig, evaluation_batches, loader
+from tokzoo.data import evaluation_batches, loader
+from tokzoo.data.packaged import imagenet_crops, photo_crops
 from tokzoo.nn.discriminator import PatchGAN
 from tokzoo.tokenizers.image import maskgit_vqgan, one_d_piece, titok
 from tokzoo.tokenizers.image.karl import (
@@ -108,20 +109,6 @@ ROLLOUTS = ALITConfig(
 """ALIT on a small VQGAN."""
 
 
-def _photos(split: str, size: int) -> DataConfig:
-  train = split == "train"
-  return DataConfig(
-    source="photos",
-    split=split,
-    crop="random",
-    size=size,
-    flip=train,
-    repeat=10_000 if train else 100,
-    shuffle=train,
-    threads=1,
-  )
-
-
 def _critics(count: int, each: int, weights: tuple[tuple[int, float], ...]) -> Critics:
   network = PatchGAN(width=16, layers=1)
   return Critics(network, count, each, weights, cycle=3)
@@ -137,11 +124,11 @@ def _nano(name: str, task, batch: int, steps: int, **more) -> Recipe:
     system=SYSTEM,
     name=name,
     task=task,
-    data=_photos("train", size),
+    data=photo_crops("train", size),
     batch_size=batch,
     steps=steps,
     optimizers=optimizers,
-    evaluators={"held_out": Evaluator(data=_photos("test", size), batches=4)},
+    evaluators={"held_out": Evaluator(data=photo_crops("test", size), batches=4)},
     save_every=steps,
     **more,
   )
@@ -211,18 +198,7 @@ def _published(preset: str, stage: int) -> Recipe:
     weight_decay=0.05,
     clip_norm=3.0,
   )
-  data = DataConfig(
-    source="arrayrecord:data/imagenet",
-    resize=288,
-    crop="random",
-    size=256,
-    flip=True,
-    threads=32,
-    prefetch=8,
-  )
-  held_out = dataclasses.replace(
-    data, split="test", resize=256, crop="center", flip=False
-  )
+  data, held_out = imagenet_crops("arrayrecord:data/imagenet", resize=288)
   name = f"{preset}-stage{stage}"
   has_vqgan = isinstance(model.base, maskgit_vqgan.Config)
   first = "maskgit-vqgan" if has_vqgan else "weights/kl-vae.safetensors"
@@ -279,7 +255,7 @@ _KEPT = (4, 8, 12)
 
 
 def _crops(split: str, seed: int = 0) -> Iterator[Batch]:
-  data = _photos(split, CROPS.image_size)
+  data = photo_crops(split, CROPS.image_size)
   if split == "train":
     return loader(data, 32, seed)
   return evaluation_batches(data, 100)

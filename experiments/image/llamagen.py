@@ -31,6 +31,7 @@ import numpy as np
 
 from tokzoo.contract import Batch, Variables
 from tokzoo.data import DataConfig, evaluation_batches, loader
+from tokzoo.data.packaged import digits, imagenet_crops, photo_crops
 from tokzoo.generators import llamagen as generators
 from tokzoo.hub import load
 from tokzoo.nn.discriminator import PatchGAN
@@ -57,21 +58,6 @@ NANO = Config(
 )
 
 
-def photos(split: str, size: int) -> DataConfig:
-  """Random crops of packaged photographs."""
-  train = split == "train"
-  return DataConfig(
-    source="photos",
-    split=split,
-    crop="random",
-    size=size,
-    flip=train,
-    repeat=10_000 if train else 300,
-    shuffle=train,
-    threads=1,
-  )
-
-
 def nano() -> Recipe:
   """Photo tokenizer against a small PatchGAN: held-out crops after about a minute."""
   return Recipe(
@@ -88,14 +74,16 @@ def nano() -> Recipe:
         discriminator_weight=0.5,
       ),
     ),
-    data=photos("train", 16),
+    data=photo_crops("train", 16),
     batch_size=16,
     steps=400,
     optimizers={
       "model": Optimizer(peak_lr=2e-3, warmup_steps=20, b2=0.95, clip_norm=1.0),
       "discriminator": Optimizer(peak_lr=5e-4, b2=0.95, clip_norm=1.0, start_step=200),
     },
-    evaluators={"held_out": Evaluator(data=photos("test", 16), batches=15)},
+    evaluators={
+      "held_out": Evaluator(data=photo_crops("test", 16, views=300), batches=15)
+    },
     save_every=200,
   )
 
@@ -118,18 +106,7 @@ LPIPS = ("weights/vgg16.pth", "weights/lpips-vgg.pth")
 
 
 def _vq(name: str) -> Recipe:
-  data = DataConfig(
-    source="tfds:imagenet2012",
-    resize=288,
-    crop="random",
-    size=256,
-    flip=True,
-    threads=32,
-    prefetch=8,
-  )
-  held_out = dataclasses.replace(
-    data, split="validation", resize=256, crop="center", flip=False
-  )
+  data, held_out = imagenet_crops("tfds:imagenet2012", resize=288, test="validation")
   rates = {"peak_lr": 1e-4, "schedule": "constant", "b2": 0.95, "clip_norm": 1.0}
   return Recipe(
     system=SYSTEM,
@@ -178,19 +155,13 @@ DIGITS = generators.Config(
 """For the tokens of llamagen-digits-nano."""
 
 
-def _digits(split: str) -> DataConfig:
-  return DataConfig(
-    source="digits", split=split, channels=1, size=8, crop="none", threads=1
-  )
-
-
 def nano_ar() -> Recipe:
   """Class-conditional generator of digits."""
   return Recipe(
     system=SYSTEM,
     name="nano-ar",
     task=Generation(model=DIGITS),
-    data=_digits("train"),
+    data=digits("train"),
     batch_size=128,
     steps=400,
     optimizers={
@@ -198,7 +169,7 @@ def nano_ar() -> Recipe:
         peak_lr=2e-3, warmup_steps=50, b2=0.95, weight_decay=0.05, clip_norm=1.0
       )
     },
-    evaluators={"held_out": Evaluator(data=_digits("test"))},
+    evaluators={"held_out": Evaluator(data=digits("test"))},
     save_every=200,
     tokenizer="llamagen-digits-nano",
     sampling={"guidance": 2.0, "temperature": 1.0},
@@ -319,8 +290,8 @@ CROPS = dataclasses.replace(
 def crops(split: str, seed: int = 0, batch: int = 8) -> Iterator[Batch]:
   """Crops of 32 x 32 pixels: an endless shuffled stream, or the held-out ones once."""
   if split == "train":
-    return loader(photos(split, _SIDE), batch, seed)
-  held_out = dataclasses.replace(photos(split, _SIDE), repeat=200)
+    return loader(photo_crops(split, _SIDE), batch, seed)
+  held_out = dataclasses.replace(photo_crops(split, _SIDE), repeat=200)
   return evaluation_batches(held_out, batch)
 
 
@@ -366,7 +337,7 @@ SMALL = dataclasses.replace(DIGITS, width=64)
 def _digits_as_tokens(split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Ids, labels and pixels of a split."""
   found = []
-  for batch in evaluation_batches(_digits(split), 64):
+  for batch in evaluation_batches(digits(split), 64):
     ids = load("llamagen-digits-nano").encode(batch["image"]).ids
     found.append([x[batch["valid"]] for x in (ids, batch["label"], batch["image"])])
   return tuple(np.concatenate(part) for part in zip(*found, strict=True))

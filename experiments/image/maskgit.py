@@ -25,6 +25,7 @@ import numpy as np
 
 from tokzoo.contract import Batch, Variables
 from tokzoo.data import DataConfig, evaluation_batches
+from tokzoo.data.packaged import digits
 from tokzoo.generators.maskgit import ImageBertConfig, MaskGITConfig, UViTConfig
 from tokzoo.generators.maskgit.imagebert import PRESETS as IMAGEBERT
 from tokzoo.generators.maskgit.original import PRESETS as ORIGINAL
@@ -66,12 +67,6 @@ SMALL = {
 }
 
 
-def _digits(split: str) -> DataConfig:
-  return DataConfig(
-    source="digits", split=split, channels=1, size=8, crop="none", threads=1
-  )
-
-
 def nano_tokenizer() -> Recipe:
   """The tokenizer of the nano generators: digits to 96 bits."""
   return Recipe(
@@ -82,13 +77,13 @@ def nano_tokenizer() -> Recipe:
       distance="l2",
       weights={"codebook": 1.0, "commitment": 0.25},
     ),
-    data=_digits("train"),
+    data=digits("train"),
     batch_size=64,
     steps=1500,
     optimizers={
       "model": Optimizer(peak_lr=2e-3, warmup_steps=50, b2=0.99, clip_norm=1.0)
     },
-    evaluators={"held_out": Evaluator(data=_digits("test"))},
+    evaluators={"held_out": Evaluator(data=digits("test"))},
     save_every=500,
   )
 
@@ -99,13 +94,13 @@ def _nano(name: str, model, sampling: dict) -> Recipe:
     system=SYSTEM,
     name=name,
     task=Generation(model=model),
-    data=_digits("train"),
+    data=digits("train"),
     batch_size=128,
     steps=400,
     optimizers={
       "model": Optimizer(peak_lr=2e-3, warmup_steps=50, b2=0.96, clip_norm=1.0)
     },
-    evaluators={"held_out": Evaluator(data=_digits("test"))},
+    evaluators={"held_out": Evaluator(data=digits("test"))},
     ema=0.98,
     save_every=200,
     tokenizer="llamagen-digits-nano",
@@ -263,7 +258,7 @@ _CLAIM = {**SMALL, "width": 64, "mlp_width": 128}
 def _digits_as_tokens(split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Ids, labels and pixels of a split."""
   found = []
-  for batch in evaluation_batches(_digits(split), 64):
+  for batch in evaluation_batches(digits(split), 64):
     ids = load("llamagen-digits-nano").encode(batch["image"]).ids
     found.append([x[batch["valid"]] for x in (ids, batch["label"], batch["image"])])
   return tuple(np.concatenate(part) for part in zip(*found, strict=True))

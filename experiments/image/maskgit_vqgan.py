@@ -22,7 +22,8 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from tokzoo.contract import Batch, Variables
-from tokzoo.data import DataConfig, evaluation_batches, loader
+from tokzoo.data import evaluation_batches, loader
+from tokzoo.data.packaged import imagenet_crops, photo_crops
 from tokzoo.nn.discriminator import Discriminator
 from tokzoo.quantizers.kmeans import first_means, kmeans
 from tokzoo.tokenizers.image.maskgit_vqgan import Config
@@ -50,20 +51,6 @@ SMALL = Config(
 )
 
 
-def _photos(split: str, size: int) -> DataConfig:
-  train = split == "train"
-  return DataConfig(
-    source="photos",
-    split=split,
-    crop="random",
-    size=size,
-    flip=train,
-    repeat=10_000 if train else 100,
-    shuffle=train,
-    threads=1,
-  )
-
-
 def nano() -> Recipe:
   """Photo crops of 16 pixels, with an adversary from the 200th step on."""
   optimizer = Optimizer(peak_lr=1e-3, warmup_steps=30, b2=0.99, clip_norm=1.0)
@@ -76,14 +63,14 @@ def nano() -> Recipe:
       weights=VQ,
       adversary=Adversary(weight=0.01, start_step=200, network=Discriminator(16, 1)),
     ),
-    data=_photos("train", 16),
+    data=photo_crops("train", 16),
     batch_size=16,
     steps=300,
     optimizers={
       "model": optimizer,
       "discriminator": dataclasses.replace(optimizer, start_step=200),
     },
-    evaluators={"held_out": Evaluator(data=_photos("test", 16), batches=10)},
+    evaluators={"held_out": Evaluator(data=photo_crops("test", 16), batches=10)},
     save_every=300,
   )
 
@@ -93,16 +80,7 @@ def nano() -> Recipe:
 
 def imagenet_256() -> Recipe:
   """256 pixels, 1,024 codes."""
-  data = DataConfig(
-    source="arrayrecord:data/imagenet",
-    resize=256,
-    crop="random",
-    size=256,
-    flip=True,
-    threads=32,
-    prefetch=8,
-  )
-  held_out = dataclasses.replace(data, split="test", crop="center", flip=False)
+  data, held_out = imagenet_crops("arrayrecord:data/imagenet")
   optimizer = Optimizer(peak_lr=1e-4, warmup_steps=5_000, b1=0.0, b2=0.99)
   return Recipe(
     system=SYSTEM,
@@ -170,8 +148,8 @@ class FromData(Reconstruction):
 
 def _crops(split: str, size: int, seed: int = 0) -> Iterator[Batch]:
   if split == "train":
-    return loader(_photos("train", size), 16, seed)
-  return evaluation_batches(_photos("test", size), 30)
+    return loader(photo_crops("train", size), 16, seed)
+  return evaluation_batches(photo_crops("test", size), 30)
 
 
 @functools.cache  # three claims read the same training

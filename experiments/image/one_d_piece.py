@@ -27,7 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tokzoo.contract import Batch, Variables
-from tokzoo.data import DataConfig, evaluation_batches, loader
+from tokzoo.data import evaluation_batches, loader
+from tokzoo.data.packaged import imagenet_crops, photo_crops
 from tokzoo.kernels.bit_packing import pack, unpack
 from tokzoo.nn.blur_discriminator import BlurDiscriminator
 from tokzoo.tokenizers.image import maskgit_vqgan
@@ -79,26 +80,12 @@ PROXY = dataclasses.replace(
 )
 
 
-def _photos(split: str, size: int) -> DataConfig:
-  train = split == "train"
-  return DataConfig(
-    source="photos",
-    split=split,
-    crop="random",
-    size=size,
-    flip=train,
-    repeat=10_000 if train else 100,
-    shuffle=train,
-    threads=1,
-  )
-
-
 def _nano(name: str, task, size: int, init_from: str | None = None) -> Recipe:
   return Recipe(
     system=SYSTEM,
     name=name,
     task=task,
-    data=_photos("train", size),
+    data=photo_crops("train", size),
     batch_size=32,
     steps=300,
     optimizers={
@@ -106,7 +93,7 @@ def _nano(name: str, task, size: int, init_from: str | None = None) -> Recipe:
         peak_lr=1e-3, warmup_steps=30, b2=0.99, clip_norm=SQUARES, no_decay=NO_DECAY
       )
     },
-    evaluators={"held_out": Evaluator(data=_photos("test", size), batches=4)},
+    evaluators={"held_out": Evaluator(data=photo_crops("test", size), batches=4)},
     init_from=init_from,
     save_every=300,
   )
@@ -165,16 +152,7 @@ def _published(stage: int, size: str, accumulate: int) -> Recipe:
     optimizers["discriminator"] = dataclasses.replace(
       optimizer, clip_norm=1.0, start_step=20_000
     )
-  data = DataConfig(
-    source="arrayrecord:data/imagenet",
-    resize=256,
-    crop="random",
-    size=256,
-    flip=True,
-    threads=32,
-    prefetch=8,
-  )
-  held_out = dataclasses.replace(data, split="test", crop="center", flip=False)
+  data, held_out = imagenet_crops("arrayrecord:data/imagenet")
   return Recipe(
     system=SYSTEM,
     name=f"{size}-256-stage{stage}",
@@ -220,7 +198,7 @@ _PREFIXES = (1, 2, 4, 8, 16)
 
 
 def _crops(split: str, seed: int = 0) -> Iterator[Batch]:
-  data = _photos(split, CROPS.image_size)
+  data = photo_crops(split, CROPS.image_size)
   if split == "train":
     return loader(data, 32, seed)
   return evaluation_batches(data, 30)

@@ -32,6 +32,7 @@ import numpy as np
 
 from tokzoo.contract import Batch, Variables
 from tokzoo.data import DataConfig, evaluation_batches, loader
+from tokzoo.data.packaged import digits, imagenet_crops, photo_crops
 from tokzoo.generators import llamagen as plain
 from tokzoo.generators import open_magvit2 as generators
 from tokzoo.nn.discriminator import PatchGAN
@@ -95,35 +96,22 @@ IBQ_NANO = IBQConfig(
 )
 
 
-def photos(split: str, size: int) -> DataConfig:
-  """Random crops of packaged photographs."""
-  train = split == "train"
-  return DataConfig(
-    source="photos",
-    split=split,
-    crop="random",
-    size=size,
-    flip=train,
-    repeat=10_000 if train else 300,
-    shuffle=train,
-    threads=1,
-  )
-
-
 def _nano(name: str, model: Config | IBQConfig) -> Recipe:
   rates = {"warmup_steps": 5, "b1": 0.5, "b2": 0.9}
   return Recipe(
     system=SYSTEM,
     name=name,
     task=_objective(model, Perceptual(), PatchGAN(width=16, layers=2), 0.05),
-    data=photos("train", 16),
+    data=photo_crops("train", 16),
     batch_size=8,
     steps=60,
     optimizers={
       "model": Optimizer(name="adam", peak_lr=2e-3, **rates),
       "discriminator": Optimizer(name="adam", peak_lr=5e-4, **rates),
     },
-    evaluators={"held_out": Evaluator(data=photos("test", 16), batches=8)},
+    evaluators={
+      "held_out": Evaluator(data=photo_crops("test", 16, views=300), batches=8)
+    },
     save_every=60,
   )
 
@@ -165,16 +153,9 @@ def _tokenizer(
   lecam: float = 0.05,
 ) -> Recipe:
   model = (PRESETS | IBQ_PRESETS)[preset]
-  data = DataConfig(
-    source="tfds:imagenet2012",
-    resize=model.image_size,
-    crop="random",
-    size=model.image_size,
-    flip=True,
-    threads=32,
-    prefetch=8,
+  data, held_out = imagenet_crops(
+    "tfds:imagenet2012", model.image_size, test="validation"
   )
-  held_out = dataclasses.replace(data, split="validation", crop="center", flip=False)
   perceptual = Perceptual("lpips-vgg16", files=LPIPS)
   return Recipe(
     system=SYSTEM,
@@ -254,12 +235,6 @@ DIGITS = generators.FactorizedConfig(factors=(2, 4), intra_layers=1, **SMALL)
 IBQ_DIGITS = generators.IBQConfig(vocab=64, **SMALL)
 
 
-def _digits(split: str) -> DataConfig:
-  return DataConfig(
-    source="digits", split=split, channels=1, size=8, crop="none", threads=1
-  )
-
-
 def _rates(peak: float, last: float, warmup_steps: int) -> Optimizer:
   """AdamW whose rate rises from 0.005 of its peak and falls to `last` of it."""
   return Optimizer(
@@ -280,11 +255,11 @@ def _nano_generator(name: str, model: generators.Config, sampling: dict) -> Reci
     system=SYSTEM,
     name=name,
     task=Generation(model=model),
-    data=_digits("train"),
+    data=digits("train"),
     batch_size=128,
     steps=400,
     optimizers={"model": _rates(2e-3, 0.1, 20)},
-    evaluators={"held_out": Evaluator(data=_digits("test"))},
+    evaluators={"held_out": Evaluator(data=digits("test"))},
     save_every=200,
     tokenizer="llamagen-digits-nano",
     sampling=sampling,
@@ -430,13 +405,13 @@ MANY_PLAIN = llamagen.Config(
 
 def _crops(seed: int) -> Iterator[Batch]:
   """An endless shuffled stream of crops of 16 x 16 pixels."""
-  return loader(photos("train", 16), _BATCH, seed)
+  return loader(photo_crops("train", 16), _BATCH, seed)
 
 
 @functools.cache
 def _held_out() -> tuple[Any, ...]:
   """Batches of crops of held-out photographs."""
-  found = evaluation_batches(photos("test", 16), _BATCH)
+  found = evaluation_batches(photo_crops("test", 16, views=300), _BATCH)
   return tuple(batch["image"] for batch in found if batch["valid"].all())
 
 

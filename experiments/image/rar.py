@@ -21,6 +21,7 @@ import numpy as np
 
 from tokzoo.contract import Batch, Variables
 from tokzoo.data import DataConfig, evaluation_batches
+from tokzoo.data.packaged import digits
 from tokzoo.generators.rar import PRESETS, Config
 from tokzoo.hub import load
 from tokzoo.tokens import Tokens
@@ -49,25 +50,19 @@ SMALL = Config(
 )
 
 
-def _digits(split: str) -> DataConfig:
-  return DataConfig(
-    source="digits", split=split, channels=1, size=8, crop="none", threads=1
-  )
-
-
 def nano() -> Recipe:
   """Class-conditional RAR of digits."""
   return Recipe(
     system=SYSTEM,
     name="nano",
     task=Generation(model=SMALL),
-    data=_digits("train"),
+    data=digits("train"),
     batch_size=128,
     steps=_STEPS,
     optimizers={
       "model": Optimizer(peak_lr=2e-3, warmup_steps=50, b2=0.96, clip_norm=1.0)
     },
-    evaluators={"held_out": Evaluator(data=_digits("test"))},
+    evaluators={"held_out": Evaluator(data=digits("test"))},
     ema=0.98,
     save_every=200,
     tokenizer="llamagen-digits-nano",
@@ -162,7 +157,7 @@ BLIND = dataclasses.replace(RANDOM, target_aware=False)
 def _tokens(split: str) -> tuple[np.ndarray, np.ndarray]:
   """Ids and labels of a split."""
   found = []
-  for batch in evaluation_batches(_digits(split), 64):
+  for batch in evaluation_batches(digits(split), 64):
     ids = load("llamagen-digits-nano").encode(batch["image"]).ids
     found.append([x[batch["valid"]] for x in (ids, batch["label"])])
   ids, labels = zip(*found, strict=True)

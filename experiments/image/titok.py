@@ -33,7 +33,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tokzoo.contract import Batch, Variables
-from tokzoo.data import DataConfig, evaluation_batches, loader
+from tokzoo.data import evaluation_batches, loader
+from tokzoo.data.packaged import imagenet_crops, photo_crops
 from tokzoo.nn.blur_discriminator import BlurDiscriminator
 from tokzoo.nn.vit import ViT
 from tokzoo.tokenizers.image import maskgit_vqgan
@@ -88,20 +89,6 @@ PROXY = dataclasses.replace(
 """The two-stage variant, small: as many patches as the teacher has places."""
 
 
-def _photos(split: str, size: int) -> DataConfig:
-  train = split == "train"
-  return DataConfig(
-    source="photos",
-    split=split,
-    crop="random",
-    size=size,
-    flip=train,
-    repeat=10_000 if train else 100,
-    shuffle=train,
-    threads=1,
-  )
-
-
 def _nano(name: str, task, size: int, batch: int, steps: int) -> Recipe:
   model = Optimizer(
     peak_lr=2e-3,
@@ -117,11 +104,11 @@ def _nano(name: str, task, size: int, batch: int, steps: int) -> Recipe:
     system=SYSTEM,
     name=name,
     task=task,
-    data=_photos("train", size),
+    data=photo_crops("train", size),
     batch_size=batch,
     steps=steps,
     optimizers=optimizers,
-    evaluators={"held_out": Evaluator(data=_photos("test", size), batches=4)},
+    evaluators={"held_out": Evaluator(data=photo_crops("test", size), batches=4)},
     save_every=steps,
   )
 
@@ -194,16 +181,7 @@ def _recipe(name: str, task, steps: int, b2: float, warmup: int, **more) -> Reci
     optimizers["discriminator"] = dataclasses.replace(
       model, clip_norm=1.0, start_step=start
     )
-  data = DataConfig(
-    source="arrayrecord:data/imagenet",
-    resize=256,
-    crop="random",
-    size=256,
-    flip=True,
-    threads=32,
-    prefetch=8,
-  )
-  held_out = dataclasses.replace(data, split="test", crop="center", flip=False)
+  data, held_out = imagenet_crops("arrayrecord:data/imagenet")
   return Recipe(
     system=SYSTEM,
     name=name,
@@ -300,7 +278,7 @@ _SMALL = Size(width=128, layers=4, heads=4)
 
 
 def _crops(split: str, seed: int = 0) -> Iterator[Batch]:
-  data = _photos(split, CROPS.image_size)
+  data = photo_crops(split, CROPS.image_size)
   if split == "train":
     return loader(data, 32, seed)
   return evaluation_batches(data, 32)

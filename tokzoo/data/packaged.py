@@ -1,0 +1,60 @@
+"""The data of small recipes, packaged with tokzoo, and ImageNet as published recipes read it."""
+
+import dataclasses
+
+from tokzoo.data.config import DataConfig
+
+
+def photo_crops(split: str, size: int, views: int = 100) -> DataConfig:
+  """Random crops of the packaged photographs.
+
+  Args:
+    split: train (mirrored and shuffled) or test (held-out photographs, as they are).
+    size: side of a crop in pixels.
+    views: crops of a photograph in one pass over the held-out ones.
+  """
+  train = split == "train"
+  return DataConfig(
+    source="photos",
+    split=split,
+    crop="random",
+    size=size,
+    flip=train,
+    repeat=10_000 if train else views,
+    shuffle=train,
+    threads=1,
+  )
+
+
+def digits(split: str) -> DataConfig:
+  """The packaged grey digits of 8 x 8 pixels with their labels; split: train or test."""
+  return DataConfig(
+    source="digits", split=split, channels=1, size=8, crop="none", threads=1
+  )
+
+
+def imagenet_crops(
+  source: str, size: int = 256, resize: int | None = None, test: str = "test"
+) -> tuple[DataConfig, DataConfig]:
+  """Training data (random crops, mirrored) and held-out data (centre crops) of ImageNet.
+
+  Args:
+    source: such as tfds:imagenet2012 or arrayrecord:data/imagenet.
+    size: side of a crop in pixels.
+    resize: length of the shorter side that training crops are cut from; None: `size`, as for
+      the held-out pictures.
+    test: what the source calls its held-out split.
+  """
+  train = DataConfig(
+    source=source,
+    resize=resize or size,
+    crop="random",
+    size=size,
+    flip=True,
+    threads=32,
+    prefetch=8,
+  )
+  held_out = dataclasses.replace(
+    train, split=test, resize=size, crop="center", flip=False
+  )
+  return train, held_out
