@@ -24,6 +24,7 @@ order is raster unless `loss` is told otherwise; dropout is on exactly when the 
 """
 
 import dataclasses
+import math
 
 import flax.linen as nn
 import jax
@@ -96,10 +97,7 @@ class Config(LabelledIds):
   @property
   def num_tokens(self) -> int:
     """Tokens per image."""
-    total = 1
-    for side in self.grid:
-      total *= side
-    return total
+    return math.prod(self.grid)
 
   def loss_settings(self, step: Int[Array, ""]) -> dict[str, Float[Array, ""]]:
     """What `loss` is given at a step of the training: the probability of a random order."""

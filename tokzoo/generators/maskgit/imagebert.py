@@ -21,6 +21,7 @@ is on exactly when the rng stream `dropout` is there.
 """
 
 import dataclasses
+import math
 
 import flax.linen as nn
 import jax
@@ -83,10 +84,7 @@ class MaskedConfig(LabelledIds):
   @property
   def num_tokens(self) -> int:
     """Tokens per image."""
-    total = 1
-    for side in self.grid:
-      total *= side
-    return total
+    return math.prod(self.grid)
 
   @property
   def rows(self) -> int:

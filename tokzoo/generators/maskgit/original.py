@@ -22,6 +22,7 @@ option to train on heavy masks only (min_masking_rate), whose use was not releas
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -79,10 +80,7 @@ class MaskGITConfig(LabelledIds):
   @property
   def num_tokens(self) -> int:
     """Tokens per image."""
-    total = 1
-    for side in self.grid:
-      total *= side
-    return total
+    return math.prod(self.grid)
 
   @property
   def rows(self) -> int:

@@ -45,11 +45,9 @@ from tokzoo.quantizers.gradients import unit
 from tokzoo.tokenizers.image import maskgit_vqgan
 from tokzoo.tokenizers.image.karl.base import (
   BASE_RULES,
-  KLVAE,
-  VQGAN,
   Glance,
   KLVAEConfig,
-  Pixels,
+  OnBase,
 )
 from tokzoo.tokenizers.image.karl.parts import (
   SHARED_RULES,
@@ -185,7 +183,7 @@ class Rollout:
   prediction: Float[Array, "B P V"]
 
 
-class ALIT(nn.Module):
+class ALIT(OnBase):
   """The tokenizer (contract: `tokzoo.contract.Tokenizer`)."""
 
   config: ALITConfig
@@ -208,24 +206,7 @@ class ALIT(nn.Module):
     if c.quantizer == "vq":
       self.codebook = make_codebook(c)
     self.decoder = Decoder(c)
-    match c.base:
-      case maskgit_vqgan.Config():
-        self.vqgan = VQGAN(c.base)
-      case KLVAEConfig():
-        self.vae = KLVAE(c.base)
-      case None:
-        self.pixels = Pixels(c.patch, c.channels)
-
-  @property
-  def base(self) -> VQGAN | KLVAE | Pixels:
-    """The tokenizer underneath, by the name under which its weights lie."""
-    match self.config.base:
-      case maskgit_vqgan.Config():
-        return self.vqgan
-      case KLVAEConfig():
-        return self.vae
-      case None:
-        return self.pixels
+    self.set_base(c.base, c.patch, c.channels)
 
   def encode(
     self,

@@ -222,6 +222,28 @@ def last_kernel(config: BaseConfig) -> str:
       return "decoder/trunk/ffn_2/kernel"
 
 
+class OnBase(nn.Module):
+  """A tokenizer over one of the three, under the name that the source gives its weights."""
+
+  def set_base(
+    self, config: maskgit_vqgan.Config | KLVAEConfig | None, patch: int, channels: int
+  ) -> None:
+    """To be called in `setup`; without a config the base is patches of `patch` pixels."""
+    match config:
+      case maskgit_vqgan.Config():
+        self.vqgan = VQGAN(config)
+      case KLVAEConfig():
+        self.vae = KLVAE(config)
+      case None:
+        self.pixels = Pixels(patch, channels)
+
+  @property
+  def base(self) -> VQGAN | KLVAE | Pixels:
+    """The tokenizer underneath."""
+    found = (getattr(self, name, None) for name in ("vqgan", "vae", "pixels"))
+    return next(base for base in found if base is not None)
+
+
 def _square(code: Float[Array, "B P c"]) -> Float[Array, "B h w c"]:
   side = round(code.shape[1] ** 0.5)
   return code.reshape(len(code), side, side, code.shape[-1])

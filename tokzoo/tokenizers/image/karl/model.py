@@ -44,14 +44,11 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from tokzoo.contract import Output, Quantized
 from tokzoo.nn.prefix import attention_mask, check_num_tokens
 from tokzoo.nn.vit import Dense, LayerNorm, ViT
-from tokzoo.tokenizers.image import maskgit_vqgan
 from tokzoo.tokenizers.image.karl.base import (
   BASE_RULES,
-  KLVAE,
-  VQGAN,
   Glance,
   KLVAEConfig,
-  Pixels,
+  OnBase,
 )
 from tokzoo.tokenizers.image.karl.parts import (
   SHARED_RULES,
@@ -187,7 +184,7 @@ class Pass:
   prediction: Float[Array, "B P V"]
 
 
-class KARL(nn.Module):
+class KARL(OnBase):
   """The tokenizer (contract: `tokzoo.contract.Tokenizer`)."""
 
   config: Config
@@ -207,24 +204,7 @@ class KARL(nn.Module):
     if c.quantizer == "vq":
       self.codebook = make_codebook(c)
     self.decoder = Decoder(c)
-    match c.base:
-      case maskgit_vqgan.Config():
-        self.vqgan = VQGAN(c.base)
-      case KLVAEConfig():
-        self.vae = KLVAE(c.base)
-      case None:
-        self.pixels = Pixels(c.patch, c.channels)
-
-  @property
-  def base(self) -> VQGAN | KLVAE | Pixels:
-    """The tokenizer underneath, by the name under which its weights lie."""
-    match self.config.base:
-      case maskgit_vqgan.Config():
-        return self.vqgan
-      case KLVAEConfig():
-        return self.vae
-      case None:
-        return self.pixels
+    self.set_base(c.base, c.patch, c.channels)
 
   def encode(
     self,
