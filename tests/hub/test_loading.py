@@ -110,7 +110,7 @@ def test_a_catalog_that_is_not_sound(shelf):
   with pytest.raises(TokzooError, match=r"not sound .*colour"):
     catalog()
   enter(shelf, name="a")
-  with pytest.raises(TokzooError, match="'a' needs either `file` or `hub`"):
+  with pytest.raises(TokzooError, match="'a' needs one of `file`, `hub` and `url`"):
     catalog()
 
 

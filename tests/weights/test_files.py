@@ -1,5 +1,6 @@
 """Weight files: safetensors and checkpoints whole or refused; nothing is ever unpickled."""
 
+import argparse
 import pickle
 import zipfile
 
@@ -107,6 +108,15 @@ def test_a_malicious_pickle_does_not_run(tmp_path):
       read_state(tmp_path / name)
     assert "\n" not in str(caught.value)
   assert not trace.exists()
+
+
+@pytest.mark.torch
+def test_options_beside_the_weights(tmp_path):
+  import torch
+
+  path, options = tmp_path / "w.pth", argparse.Namespace(lr=1e-4, blocks=[1, 2])
+  torch.save({"ema": {"a": torch.arange(3)}, "args": options}, path)
+  np.testing.assert_array_equal(read_state(path, "ema")["a"], [0, 1, 2])
 
 
 @pytest.mark.torch

@@ -21,6 +21,7 @@ class Entry:
   file: str | None = None
   hub: str | None = None
   path: str | None = None
+  url: str | None = None
   revision: str | None = None
   under: str | None = None
   preset: str | None = None
@@ -55,8 +56,8 @@ def catalog() -> dict[str, Entry]:
       ) from error
     if entry.name in entries:
       raise TokzooError(f"{path} names {entry.name!r} twice: names are unique.")
-    if (entry.file is None) == (entry.hub is None):
-      raise TokzooError(f"{path}: {entry.name!r} needs either `file` or `hub`.")
+    if sum(place is not None for place in (entry.file, entry.hub, entry.url)) != 1:
+      raise TokzooError(f"{path}: {entry.name!r} needs one of `file`, `hub` and `url`.")
     entries[entry.name] = entry
   return entries
 

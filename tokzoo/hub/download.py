@@ -1,10 +1,18 @@
-"""Fetching published files from a hub repository, checked by hash."""
+"""Fetching published files, from a hub repository or a plain address, checked by hash."""
 
 import functools
+import hashlib
+import os
+import shutil
+import urllib.parse
+import urllib.request
 from pathlib import Path
+
+from rich.progress import wrap_file
 
 from tokzoo.errors import TokzooError, missing_extra
 from tokzoo.files import sha256_of
+from tokzoo.places import cache_dir
 
 
 def download(
@@ -65,9 +73,67 @@ def download(
       f"{repo}/{path} could not be fetched ({str(error).splitlines()[0]}): check the network "
       "and the disk, then try again."
     ) from error
+  _check_hash(local, sha256)
+  return local
+
+
+def download_url(url: str, sha256: str | None = None) -> Path:
+  """The local path of a file that no hub holds, from tokzoo's cache or freshly fetched.
+
+  `HF_HUB_OFFLINE` is honoured here, too.
+
+  Args:
+    url: of the file itself.
+    sha256: what the file must hash to, where it has been recorded.
+
+  Raises:
+    TokzooError: the file is not to be had, a page comes in its place, the disk is full, or
+      its hash differs.
+  """
+  name = Path(urllib.parse.urlparse(url).path).name
+  key = hashlib.sha256(url.encode()).hexdigest()[:16]
+  local = cache_dir() / "downloads" / key / name
+  if not local.is_file():
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+      raise TokzooError(
+        f"{name} is not in the cache and HF_HUB_OFFLINE is set: unset it, or fetch {url} "
+        "elsewhere and pass the file's path with its preset."
+      )
+    try:
+      _fetch(url, local)
+    except OSError as error:
+      raise TokzooError(
+        f"{url} could not be fetched ({str(error).splitlines()[0]}): check the network and the "
+        "disk, then try again, or fetch it elsewhere and pass its path with its preset."
+      ) from error
+  _check_hash(local, sha256)
+  return local
+
+
+def _fetch(url: str, local: Path) -> None:
+  """Writes the file whole or not at all."""
+  local.parent.mkdir(parents=True, exist_ok=True)
+  part = local.with_name(f"{local.name}.{os.getpid()}.part")
+  try:
+    with urllib.request.urlopen(url, timeout=60) as response, open(part, "wb") as file:
+      if response.headers.get_content_type() == "text/html":
+        raise TokzooError(
+          f"{url} gives a page, not a file: its authors may have moved it; fetch it by hand "
+          "and pass its path with its preset."
+        )
+      total = int(response.headers.get("Content-Length") or 0)
+      with wrap_file(response, total, description=local.name, transient=True) as source:
+        shutil.copyfileobj(source, file, 2**20)
+      if total and file.tell() != total:
+        raise OSError(f"{file.tell()} of {total} bytes came")
+    os.replace(part, local)
+  finally:
+    part.unlink(missing_ok=True)
+
+
+def _check_hash(local: Path, sha256: str | None) -> None:
   if sha256 is not None and sha256_of(local) != sha256:
     raise TokzooError(
       f"{local} has SHA-256 {sha256_of(local)[:12]}…, expected {sha256[:12]}…: the file was "
       "changed or cut short; delete it and fetch it again."
     )
-  return local

@@ -14,7 +14,7 @@ from tokzoo import systems
 from tokzoo.errors import TokzooError, unknown
 from tokzoo.files import sha256_of
 from tokzoo.hub.catalog import Entry, catalog, find_entry
-from tokzoo.hub.download import download
+from tokzoo.hub.download import download, download_url
 from tokzoo.hub.pretrained import (
   Card,
   Pretrained,
@@ -65,9 +65,8 @@ def load(
   if path.is_file():
     return _from_file(path, preset, tokenizer)
   parts = text.split("/")
-  if len(parts) >= 2 and not path.suffix and not text.startswith((".", "/", "~")):
-    return _from_hub(text, preset, tokenizer, revision)
-  if len(parts) >= 3 and not text.startswith((".", "/", "~")):
+  is_repository = len(parts) >= 3 or (len(parts) == 2 and not path.suffix)
+  if is_repository and not text.startswith((".", "/", "~")):
     return _from_hub(text, preset, tokenizer, revision)
   if path.suffix or "/" in text:
     raise TokzooError(
@@ -97,8 +96,12 @@ def _from_entry(entry: Entry) -> Pretrained:
     variables, header = read_checkpoint(path)
     config = from_json(header["config"])
     return _assemble(config, variables, Card(**card, header=header), entry.tokenizer)
-  assert entry.hub is not None and entry.path is not None and entry.preset is not None
-  path = download(entry.hub, entry.path, entry.revision, entry.sha256)
+  assert entry.preset is not None
+  if entry.url is not None:
+    path = download_url(entry.url, entry.sha256)
+  else:
+    assert entry.hub is not None and entry.path is not None
+    path = download(entry.hub, entry.path, entry.revision, entry.sha256)
   return _from_authors(path, entry.preset, entry.under, entry.tokenizer, card)
 
 

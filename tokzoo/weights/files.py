@@ -2,9 +2,11 @@
 
 safetensors is read without torch. The pickles that most of the field publishes (.pt, .pth,
 .bin, .ckpt) are read only through torch's weights-only loader, which refuses everything but
-tensors and plain containers: nothing that was downloaded is ever unpickled.
+tensors, plain containers and the settings of a command line: nothing that was downloaded is
+ever unpickled.
 """
 
+import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,7 +60,9 @@ def _read_torch(path: Path, under: str | None) -> dict[str, np.ndarray]:
   except ImportError as error:
     raise missing_extra("torch", "torch", f"reading {path.name}") from error
   try:
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    # Training scripts save their parsed options beside the weights; a Namespace runs nothing.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+      loaded = torch.load(path, map_location="cpu", weights_only=True)
   except Exception as error:  # torch raises many kinds; each means the file is refused
     first_line = str(error).strip().splitlines()[0]
     raise TokzooError(
