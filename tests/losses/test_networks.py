@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tokzoo.errors import TokzooError
-from tokzoo.losses import convnext, lpips
+from tokzoo.losses import convnext, dinov2, lpips
 from tokzoo.train.perception import Perceptual
 
 pytestmark = pytest.mark.torch
@@ -162,3 +162,80 @@ def test_convnext(side):
   image = jnp.asarray(x.numpy().transpose(0, 2, 3, 1))
   found = jax.jit(convnext.ConvNeXt().apply)(variables, image)
   np.testing.assert_allclose(found, wanted, atol=2e-4 * np.abs(wanted).max())
+
+
+def twin_of_dinov2(width, layers, heads, patch, table):
+  """facebookresearch/dinov2's ViT without registers."""
+  import torch
+  import torch.nn.functional as F
+  from torch import nn
+
+  def normal(*shape):
+    return nn.Parameter(torch.randn(*shape))
+
+  class Scale(nn.Module):
+    def __init__(self):
+      super().__init__()
+      self.gamma = normal(width)
+
+  class Block(nn.Module):
+    def __init__(self):
+      super().__init__()
+      self.norm1, self.norm2 = (nn.LayerNorm(width, eps=1e-6) for _ in range(2))
+      self.attn = nn.ModuleDict(
+        {"qkv": nn.Linear(width, 3 * width), "proj": nn.Linear(width, width)}
+      )
+      self.mlp = nn.ModuleDict(
+        {"fc1": nn.Linear(width, 4 * width), "fc2": nn.Linear(4 * width, width)}
+      )
+      self.ls1, self.ls2 = Scale(), Scale()
+
+    def forward(self, x):
+      parts = self.attn["qkv"](self.norm1(x)).unflatten(-1, (3, heads, -1))
+      q, k, v = parts.permute(2, 0, 3, 1, 4)
+      h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+      x = x + self.ls1.gamma * self.attn["proj"](h)
+      h = self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x))))
+      return x + self.ls2.gamma * h
+
+  class Network(nn.Module):
+    def __init__(self):
+      super().__init__()
+      self.cls_token, self.mask_token = normal(1, 1, width), normal(1, width)
+      self.pos_embed = normal(1, table**2 + 1, width)
+      self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, patch, patch)})
+      self.blocks = nn.ModuleList([Block() for _ in range(layers)])
+      self.norm = nn.LayerNorm(width, eps=1e-6)
+
+    def forward(self, x, side):
+      x = self.patch_embed["proj"](x).flatten(2).transpose(1, 2)
+      one, places = self.pos_embed.split([1, table**2], 1)
+      # Its offset of 0.1 makes the scale, and with it every weight, another one.
+      scale = (side + 0.1) / table
+      places = places.transpose(1, 2).unflatten(-1, (table, table))
+      places = F.interpolate(places, scale_factor=(scale, scale), mode="bicubic")
+      x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
+      x = x + torch.cat([one, places.flatten(2).transpose(1, 2)], 1)
+      for block in self.blocks:
+        x = block(x)
+      return self.norm(x)[:, 1:]
+
+  return Network()
+
+
+def test_dinov2():
+  import torch
+
+  torch.manual_seed(0)
+  sizes, side = {"width": 32, "layers": 2, "heads": 4, "patch": 14, "table": 5}, 3
+  twin = twin_of_dinov2(**sizes)
+  x = torch.rand(2, 3, side * 14, side * 14) * 2 - 1
+  mean, deviation = by_channel([0.485, 0.456, 0.406]), by_channel([0.229, 0.224, 0.225])
+  with torch.no_grad():
+    wanted = twin(((x + 1) / 2 - mean) / deviation, side).numpy()
+  module = dinov2.DINOv2(**sizes)
+  image = jnp.asarray(x.numpy().transpose(0, 2, 3, 1))
+  like = jax.eval_shape(lambda: module.init(jax.random.key(0), image, side))
+  variables = dinov2.WEIGHTS.to_ours(arrays(twin.state_dict()), like)
+  found = module.apply(variables, image, side).reshape(wanted.shape)
+  np.testing.assert_allclose(found, wanted, atol=2e-4)
