@@ -76,6 +76,12 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
   return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
+def applied(module: Any, variables: Any, *arguments: Any, **settings: Any) -> Any:
+  """`module.apply`, compiled as one program: operation by operation, each is compiled."""
+  run = compiled(lambda v, given: module.apply(v, *given, **settings))
+  return run(variables, arguments)
+
+
 def compare(path: Path) -> list[Row]:
   """Runs the comparison of one fixture: out/, grad/, grad_in/ (of an input) and after/."""
   tensors, metadata = read_safetensors(path, "fixture")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.parity._survey import KIND, layer, run
-from tests.parity.base import Ids, Tensors
+from tests.parity.base import Ids, Tensors, applied
 from tests.parity.discrete_tokenization_survey import BUFFERS, projections
 from tests.parity.discrete_tokenization_survey_scalar import (
   LOG_FLOOR,
@@ -76,12 +76,12 @@ def rvq(config: dict, tensors: Tensors) -> dict:
     weigh=lambda losses: weight * depth * losses["commitment"],
   )
   after = result["after"]["codebook"]
-  again = quantizer.apply(
-    {**variables, "codebook": after}, jnp.asarray(tensors["in/x"])
+  again = applied(
+    quantizer, {**variables, "codebook": after}, jnp.asarray(tensors["in/x"])
   )
   inner = after["quantizer"] if is_projected else after
-  all_codes = residual.apply(
-    {"codebook": inner}, again.ids, method="ids_to_level_codes"
+  all_codes = applied(
+    residual, {"codebook": inner}, again.ids, method="ids_to_level_codes"
   )
   out = result["out"] | per_level(result, weight)
   out |= {
@@ -166,7 +166,9 @@ def rfsq(config: dict, tensors: Tensors) -> dict:
   result = run(quantizer, variables, tensors)
   out = result["out"] | projection_grads(result["grads"])
   ids = out["out/eval_indices"].values
-  return out | {"out/all_codes": residual.apply({}, ids, method="ids_to_level_codes")}
+  return out | {
+    "out/all_codes": applied(residual, {}, ids, method="ids_to_level_codes")
+  }
 
 
 def rlfq(config: dict, tensors: Tensors) -> dict:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.parity._survey import KIND, layer, run
-from tests.parity.base import Ids, Tensors
+from tests.parity.base import Ids, Tensors, applied
 from tests.parity.discrete_tokenization_survey import projections
 from tokzoo.quantizers import FiniteScalar, LookupFree
 from tokzoo.quantizers.gradients import unit
@@ -175,7 +175,7 @@ def latent_quantize(config: dict, tensors: Tensors) -> dict:
 
   differentiate = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)
   (total, (train, loss)), (grad, grads) = differentiate(x, variables["params"])
-  evaluated = quantizer.apply(variables, x)
+  evaluated = applied(quantizer, variables, x)
   out = {"out/train_objective": total, "out/train_loss": loss, "out/eval_loss": 0.0}
   out["grad/x"] = jnp.moveaxis(grad, -1, 1)
   inner_x = x
@@ -184,7 +184,7 @@ def latent_quantize(config: dict, tensors: Tensors) -> dict:
     inner_x = jnp.matmul(x, project["kernel"]) + project["bias"][None, None]
   for name, quantized in (("train", train), ("eval", evaluated)):
     out[f"out/{name}_quantized"] = jnp.moveaxis(quantized.values, -1, 1)
-    codes = inner.apply({"params": values}, quantized.ids, method="ids_to_codes")
+    codes = applied(inner, {"params": values}, quantized.ids, method="ids_to_codes")
     out[f"out/{name}_indices"] = Ids(_truncated(inner_x, codes, levels))
   return out | projection_grads(grads)
 
@@ -218,7 +218,7 @@ def random_projection(config: dict, tensors: Tensors) -> dict:
     state["mix"] = tensors["param/vq.project_in.weight"].T
     state["mix_bias"] = tensors["param/vq.project_in.bias"]
   state = jax.tree.map(jnp.asarray, state)
-  out = quantizer.apply({"codebook": state}, jnp.asarray(tensors["in/x"]))
+  out = applied(quantizer, {"codebook": state}, jnp.asarray(tensors["in/x"]))
   return {"out/indices": Ids(out.ids)}
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.parity.base import Comparison, Ids
+from tests.parity.base import Comparison, Ids, applied, compiled
 from tokzoo.generators import instella_t2i as generators
 from tokzoo.tokenizers.image import instella_t2i as bae
 from tokzoo.tokens import Tokens
@@ -66,8 +66,8 @@ def compare_bae(config, tensors):
       patches, _ = model.decoder(quantized.values, rows, columns)
       return latents, logits, quantized, patches, model(image, train=True)
 
-    latents, logits, quantized, patches, output = model.apply(
-      variables, image, method=run
+    latents, logits, quantized, patches, output = applied(
+      model, variables, image, method=run
     )
     tied = np.abs(np.asarray(logits)) < 1e-5
     out |= {
@@ -87,7 +87,7 @@ def compare_bae(config, tensors):
       return smooth_l1 + 0.1 * output.losses["code"]
 
     if scale:
-      value, grads = jax.value_and_grad(loss)(variables)
+      value, grads = compiled(jax.value_and_grad(loss))(variables)
       out["out/scale/loss"] = value
       out |= gradients(bae.WEIGHTS, grads, tensors)
   assert set(flatten(like)) == set(flatten(variables))
@@ -134,16 +134,17 @@ def compare_diffusion(config, tensors):
     logits = module.apply(variables, x_t, t, prompt, method=module.bit_logits)
     return bce(logits, bits).mean(), logits
 
-  (value, logits), grads = jax.value_and_grad(loss, has_aux=True)(variables)
+  (value, logits), grads = compiled(jax.value_and_grad(loss, has_aux=True))(variables)
   out = {
-    "out/raw": module.apply(variables, x_t, t, prompt),
+    "out/raw": applied(module, variables, x_t, t, prompt),
     "out/bit_logits": logits,
     "out/loss": value,
     **gradients(table, grads, tensors),
   }
   uniforms = jnp.asarray(tensors["in/uniform"])
   for protocol in (1, 2):
-    tokens = module.apply(
+    tokens = applied(
+      module,
       variables,
       None,
       prompt,
@@ -172,9 +173,10 @@ def compare_ar(config, tensors):
     logits = module.apply(variables, bits, prompt)
     return bce(logits, bits).mean(), logits
 
-  (value, logits), grads = jax.value_and_grad(loss, has_aux=True)(variables)
+  (value, logits), grads = compiled(jax.value_and_grad(loss, has_aux=True))(variables)
   uniforms = jnp.asarray(tensors["in/uniform"])
-  tokens = module.apply(
+  tokens = applied(
+    module,
     variables,
     None,
     prompt,
@@ -185,8 +187,13 @@ def compare_ar(config, tensors):
     method=module.sample,
   )
   # The loss of the contract, on packed tokens, is the fixture's as well.
-  packed, _ = module.apply(
-    variables, Tokens.from_bits(bits), prompt, jax.random.key(0), method=module.loss
+  packed, _ = applied(
+    module,
+    variables,
+    Tokens.from_bits(bits),
+    prompt,
+    jax.random.key(0),
+    method=module.loss,
   )
   np.testing.assert_allclose(packed, value, rtol=1e-6)
   return {

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.parity.base import Comparison, Ids
+from tests.parity.base import Comparison, Ids, compiled
 from tests.parity.instella_t2i import authors_state, gradients
 from tests.parity.maskgit_vqgan import channels_first, tied, to_images
 from tokzoo.nn.prefix import prefix_mask
@@ -207,7 +207,6 @@ def compare_alit(config, tensors):
   images, glance = to_images(tensors["in/image"]), glance_of(tensors)
   draws = jnp.asarray(tensors["in/uniform"])
 
-  @jax.jit
   def train(variables):
     def run(module):
       every = module.rollouts(images, glance, config["iters"], draws, True)
@@ -222,7 +221,7 @@ def compare_alit(config, tensors):
 
     return module.apply(variables, method=run)
 
-  (value, every), grads = jax.value_and_grad(train, has_aux=True)(variables)
+  (value, every), grads = compiled(jax.value_and_grad(train, has_aux=True))(variables)
   out = {"out/train_loss": value, **gradients(ALIT_WEIGHTS, grads, tensors)}
   for i, (rollout, factors) in enumerate(every):
     out |= {

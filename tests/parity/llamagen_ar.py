@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tests.parity.base import Comparison, Ids
+from tests.parity.base import Comparison, Ids, applied
 from tests.parity.instella_t2i import authors_state, gradients
 from tokzoo.generators import llamagen
 from tokzoo.nn.sampling import kept
@@ -63,7 +63,7 @@ def compare_gpt(config, tensors):
   train_logits = forward(variables, ids[:, :-1], condition)[:, c.prefix - 1 :]
   ce = optax.softmax_cross_entropy_with_integer_labels(train_logits, ids).mean()
   np.testing.assert_allclose(value, ce, rtol=1e-5)
-  rotary = module.apply(variables, method="_rotary")
+  rotary = applied(module, variables, method="_rotary")
 
   def greedy(**settings):
     drawn = jax.jit(

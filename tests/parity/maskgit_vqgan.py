@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.parity.base import Comparison, Ids
+from tests.parity.base import Comparison, Ids, applied, compiled
 from tests.parity.instella_t2i import authors_state, gradients
 from tokzoo.tokenizers.image.maskgit_vqgan import WEIGHTS, Config
 
@@ -52,8 +52,8 @@ def compare_encoder(config, tensors):
   def run(module, image):
     return module.quantize(image, train=True), module.soft_ids(image, 0.7)
 
-  (quantized, soft), found = module.apply(
-    variables, image, method=run, capture_intermediates=True
+  (quantized, soft), found = applied(
+    module, variables, image, method=run, capture_intermediates=True
   )
   inside = found["intermediates"]["encoder"]
   latents = np.asarray(inside["__call__"][0])
@@ -67,7 +67,7 @@ def compare_encoder(config, tensors):
     losses = module.apply(variables, image, True, method="quantize").losses
     return losses["commitment"] + 0.25 * losses["codebook"]
 
-  value, grads = jax.value_and_grad(loss)(variables)
+  value, grads = compiled(jax.value_and_grad(loss))(variables)
   out = {
     "out/encoder": channels_first(latents),
     "out/indices": Ids(np.asarray(quantized.ids), tied(distances)),
@@ -90,7 +90,7 @@ def compare_decoder(config, tensors):
     return module.codes_to_image(codes.reshape(-1, height, width, config.code_dim))
 
   ids = jnp.asarray(tensors["in/indices"], jnp.int32)
-  image, found = module.apply(variables, ids, method=run, capture_intermediates=True)
+  image, found = applied(module, variables, ids, method=run, capture_intermediates=True)
   inside = found["intermediates"]["decoder"]
   return {
     "out/conv_in": channels_first(inside["conv_in"]["__call__"][0]),

@@ -2,7 +2,7 @@
 
 import jax
 
-from tests.parity.base import Comparison
+from tests.parity.base import Comparison, applied, compiled
 from tests.parity.maskgit_vqgan import channels_first
 from tests.parity.titok import (
   convert,
@@ -22,10 +22,11 @@ def compare_one_d_piece(config, tensors):
 
   for length in config["keep"]:
     # As a user decodes a prefix: by its real length.
-    tokens = module.apply(variables, image, num_tokens=length, method="encode")
+    tokens = applied(module, variables, image, num_tokens=length, method="encode")
     assert tokens.length == length
-    made = module.apply(variables, tokens, method="decode")
-    _, logits = module.apply(
+    made = applied(module, variables, tokens, method="decode")
+    _, logits = applied(
+      module,
       variables,
       tokens.ids,
       method=lambda m, ids: m.codes_to_image(m.quantizer.ids_to_codes(ids)),
@@ -45,7 +46,7 @@ def compare_one_d_piece(config, tensors):
     commitment = config["commitment_cost"] * losses["commitment"]
     return nll + commitment + losses["codebook"], nll
 
-  (value, nll), grads = jax.value_and_grad(loss, has_aux=True)(variables)
+  (value, nll), grads = compiled(jax.value_and_grad(loss, has_aux=True))(variables)
   out |= {"out/stage1_loss": value, "out/stage1_cross_entropy": nll}
   return out | gradients(WEIGHTS, grads, tensors)
 

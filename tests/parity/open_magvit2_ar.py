@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.parity.base import Comparison, Ids
+from tests.parity.base import Comparison, Ids, compiled
 from tokzoo.generators import open_magvit2
 from tokzoo.generators.open_magvit2 import join_factors, split_factors
 from tokzoo.tokens import Tokens
@@ -61,12 +61,11 @@ def compare_factorized(config, tensors):
   ids = join_factors(jnp.asarray(pre), jnp.asarray(post), c.factors)
   labels = jnp.asarray(tensors["in/class_labels"].astype(np.int32)[:, 0])
 
-  @jax.jit
   def loss(variables):
     tokens = Tokens.from_ids(ids, c.vocab)
     return module.apply(variables, tokens, labels, jax.random.key(0), method="loss")
 
-  (_, named), grads = jax.value_and_grad(loss, has_aux=True)(variables)
+  (_, named), grads = compiled(jax.value_and_grad(loss, has_aux=True))(variables)
   logits = jax.jit(module.apply)(variables, ids, labels)
   scale = config["cfg_scale"]
   drawn = jax.jit(
@@ -104,12 +103,11 @@ def compare_ibq(config, tensors):
   ids = jnp.asarray(tensors["in/tokens"].astype(np.int32))
   labels = jnp.asarray(tensors["in/class_labels"].astype(np.int32)[:, 0])
 
-  @jax.jit
   def loss(variables):
     tokens = Tokens.from_ids(ids, c.vocab)
     return module.apply(variables, tokens, labels, jax.random.key(0), method="loss")[0]
 
-  value, grads = jax.value_and_grad(loss)(variables)
+  value, grads = compiled(jax.value_and_grad(loss))(variables)
   forward = jax.jit(module.apply)
   cond = forward(variables, ids[:, :-1], labels)
   away = forward(variables, ids[:, :-1], jnp.full_like(labels, c.num_classes))

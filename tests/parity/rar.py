@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tests.parity.base import Comparison, Ids
+from tests.parity.base import Comparison, Ids, applied
 from tests.parity.instella_t2i import authors_state, gradients
 from tokzoo.generators import rar
 
@@ -48,7 +48,7 @@ def compare_rar(config, tensors):
   forward = jax.jit(module.apply)
   null = jnp.full_like(labels, c.num_classes)
   step = jax.jit(lambda *xs: module.apply(variables, *xs, method="step"))
-  said, memory = module.apply(variables, labels, method="start")
+  said, memory = applied(module, variables, labels, method="start")
   stepwise = [said]
   for i in range(tensors["out/logits_kv_cache_cond"].shape[1] - 1):
     said, memory = step(ids[:, i], jnp.int32(i), memory, labels)

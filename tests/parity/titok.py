@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tests.parity.base import Comparison, Ids
+from tests.parity.base import Comparison, Ids, applied, compiled
 from tests.parity.instella_t2i import authors_state, gradients
 from tests.parity.maskgit_vqgan import channels_first, tied, to_images
 from tokzoo.losses import hinge_discriminator, hinge_generator, l2, lecam
@@ -62,12 +62,11 @@ def channels_then_tokens(x) -> np.ndarray:
 
 def quantized_tensors(config: dict, module, variables, image) -> dict:
   """What the fixtures of the VQ variants hold of the encoder and the quantizer."""
-  run = jax.jit(
-    lambda v, x: module.apply(
-      v, x, method=lambda m, x: (m.latents(x), m.quantize(x, True))
-    )
-  )
-  latents, quantized = run(variables, image)
+
+  def run(module, x):
+    return module.latents(x), module.quantize(x, True)
+
+  latents, quantized = applied(module, variables, image, method=run)
   codes = np.asarray(variables["params"]["quantizer"]["codes"])
   z = np.asarray(latents)
   if config.get("use_l2_norm"):
@@ -100,7 +99,7 @@ def compare_legacy(config, tensors):
     soft = module.pixels.soft_codes(logits)
     return logits, soft, module(image).reconstruction
 
-  logits, soft, image_out = module.apply(variables, image, method=run)
+  logits, soft, image_out = applied(module, variables, image, method=run)
   return quantized_tensors(config, module, variables, image) | {
     "out/decoder_logits": channels_first(logits),
     "out/stage1_cross_entropy": cross_entropy(logits, tensors["in/target_codes"]),
@@ -120,7 +119,7 @@ def compare_rgb(config, tensors):
     commitment = config["commitment_cost"] * losses["commitment"]
     return error + commitment + losses["codebook"], output.reconstruction
 
-  (value, made), grads = jax.value_and_grad(loss, has_aux=True)(variables)
+  (value, made), grads = compiled(jax.value_and_grad(loss, has_aux=True))(variables)
   found = quantized_tensors(config, module, variables, image)
   found |= {"out/loss": value, "out/decoder": channels_first((made + 1) / 2)}
   return found | gradients(WEIGHTS, grads, tensors)
@@ -128,9 +127,9 @@ def compare_rgb(config, tensors):
 
 def compare_vae(config, tensors):
   module, variables, image = convert(Config(**make_settings(config)), tensors)
-  moments = module.apply(variables, image, method="latents")
+  moments = applied(module, variables, image, method="latents")
   gaussian = Gaussian(moments)
-  made = module.apply(variables, image).reconstruction
+  made = applied(module, variables, image).reconstruction
   return {
     "out/moments": channels_then_tokens(moments),
     "out/mean": channels_then_tokens(gaussian.mean),
@@ -159,9 +158,13 @@ def compare_discriminator(config, tensors):
     leaning = lecam(on_real.mean()[None], on_fake.mean()[None], *averages)
     return hinge + 0.001 * leaning, (hinge, leaning, on_real, on_fake)
 
-  (value, parts), grads = jax.value_and_grad(disc_loss, has_aux=True)(variables)
+  (value, parts), grads = compiled(jax.value_and_grad(disc_loss, has_aux=True))(
+    variables
+  )
   hinge, leaning, on_real, on_fake = parts
-  generator = jax.value_and_grad(lambda fake: hinge_generator(judge(variables, fake)))
+  generator = compiled(
+    jax.value_and_grad(lambda fake: hinge_generator(judge(variables, fake)))
+  )
   gen_loss, to_fake = generator(fake)
   return {
     "out/disc_loss": value,
