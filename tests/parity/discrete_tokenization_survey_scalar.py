@@ -227,7 +227,8 @@ COMPARISONS = {
   KIND + "fsq-symmetric": layer(fsq),
   KIND + "fsq-proj": layer(fsq),
   KIND + "lfq": layer(lfq),
-  KIND + "lfq-gamma": layer(lfq),
+  # The rounding of its logits is repeated only by code that is compiled as users have it.
+  KIND + "lfq-gamma": layer(lfq, noisy={"grad/x": 1e-4}),
   KIND + "lfq-proj-2cb": layer(lfq),
   KIND + "bsq": layer(lfq),
   KIND + "bsq-original-group": layer(bsq_original),

@@ -169,7 +169,8 @@ def test_the_reset_of_encodec_has_no_effect(rng):
   meant = VectorQuantizer(32, 3, update=Ema(0.9, reset=ResetBelow(2.0)))
   variables = init(plain, z)
   after = [step(quantizer, variables, z)[1] for quantizer in (plain, published, meant)]
-  assert trees_equal(after[0], after[1])
+  for x, y in zip(*map(jax.tree.leaves, after[:2]), strict=True):
+    np.testing.assert_allclose(x, y, rtol=1e-5)  # two programs: not to the last bit
   assert not trees_equal(after[0], after[2])
 
 
