@@ -305,19 +305,28 @@ def test_the_table_goes_between_its_marks(tmp_path, monkeypatch):
   kept = "| other `recipe` | `v5e:16x16` | | kept | | | | |"
   old = "\n".join((*pods.HEAD, stale, kept))
   path.write_text(f"before\n{pods.BEGIN}\n{old}\n{pods.END}\nafter\n")
-  monkeypatch.setattr(
-    pods,
-    "plan",
-    lambda recipe, topology: conclude(
-      recipe, "train", parse(topology), facts_of(), None, TYPICAL
-    ),
-  )
+  planned = []
+
+  def plan(recipe, topology):
+    planned.append((recipe.name, topology))
+    if recipe.name == "ar-t2i":
+      raise TokzooError("it says: this | that.")
+    return conclude(recipe, "train", parse(topology), facts_of(), None, TYPICAL)
+
+  monkeypatch.setattr(pods, "plan", plan)
+  monkeypatch.setattr(pods, "is_installed", lambda topology: False)
+  with pytest.raises(TokzooError, match=r"tokzoo\[plan\]"):
+    pods.write_table(path, "instella-t2i")
+  monkeypatch.setattr(pods, "is_installed", lambda topology: True)
+  assert pods.write_table(path, "instella-t2i", only_missing=True) == 0
+  assert len(planned) == 7 and "stale" in path.read_text()
   assert pods.write_table(path, "instella-t2i") == 0
   text = path.read_text()
   assert text.startswith("before\n") and text.endswith("after\n")
   assert text.count(kept) == 1 and "stale" not in text
   for name in ("bae-512", "bae-1024", "ar-t2i", "diffusion-t2i"):
     assert text.count(f"`{name}`") == 2
+  assert text.count("refused: it says: this / that.") == 2
   assert "nano" not in text
 
 

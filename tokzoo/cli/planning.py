@@ -57,6 +57,8 @@ class Planning:
   write_table: Path | None = None
   """Plan every published recipe (or those of the system named) and write them into the table
   of this file (tpu/README.md)."""
+  only_missing: bool = False
+  """Leave rows of the table alone that are there."""
   json: bool = False
   """Print the plan as JSON."""
 
@@ -70,7 +72,7 @@ def run_plan(arguments: Sequence[str]) -> int:
   if what.list_topologies:
     return _list_topologies(what.json)
   if what.write_table is not None:
-    return write_table(what.write_table, what.experiment)
+    return write_table(what.write_table, what.experiment, what.only_missing)
   if not what.experiment:
     raise TokzooError(
       "tokzoo plan needs an experiment: name a system (instella-t2i) or a file, or see "

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from tokzoo.cli.console import note
 from tokzoo.cli.experiments import load_experiment
-from tokzoo.errors import TokzooError
+from tokzoo.errors import TokzooError, missing_extra
 from tokzoo.files import write_atomic
+from tokzoo.machines import is_installed, parse
 from tokzoo.systems import SYSTEMS
 from tokzoo.train import Recipe
 from tokzoo.train.plan import Plan, plan
@@ -37,15 +38,16 @@ def _is_published(recipe: Recipe) -> bool:
   return recipe.data.source.startswith(("arrayrecord:", "tokens:", "tfds:"))
 
 
-def write_table(path: Path, system: str = "") -> int:
+def write_table(path: Path, system: str = "", only_missing: bool = False) -> int:
   """Plans the published recipes and writes the table between the two marks of a file.
 
-  Rows of a recipe and machine that are planned anew are replaced, all others are kept: a
-  table that was interrupted is gone on with system by system.
+  Rows of a recipe and machine that are planned anew are replaced, all others are kept. A
+  recipe that a compiler refuses has a row that says so.
 
   Args:
     path: of the file.
     system: only the recipes of this one.
+    only_missing: leave rows alone that are there, to go on with a table.
 
   Raises:
     TokzooError: the file lacks the marks, or a compiler is not installed.
@@ -59,10 +61,25 @@ def write_table(path: Path, system: str = "") -> int:
   old, after = rest.split(END)
   lines = {_key(line): line for line in old.strip().splitlines()[2:]}
   for topology in PODS:
+    if not is_installed(topology):
+      raise missing_extra(parse(topology).chip.package, "plan", "the table of plans")
     for recipe in published(system):
-      made = plan(recipe, topology)
-      note(made.summary)
-      lines[_key(row(made))] = row(made)
+      if (
+        only_missing
+        and _key(f"| {_name(recipe.system, recipe.name)} | `{topology}` |") in lines
+      ):
+        continue
+      try:
+        made = plan(recipe, topology)
+        line = row(made)
+        note(made.summary)
+      except TokzooError as error:
+        note(f"{recipe.name} on {topology}: {error}")
+        line = (
+          f"| {_name(recipe.system, recipe.name)} | `{topology}` | | refused: "
+          f"{str(error).replace('|', '/')} | | | | |"
+        )
+      lines[_key(line)] = line
       table = "\n".join((*HEAD, *sorted(lines.values(), key=_key)))
       write_atomic(path, f"{before}{BEGIN}\n{table}\n{END}{after}".encode())
   return 0
@@ -78,7 +95,11 @@ def row(made: Plan) -> str:
       f"{made.step_seconds_estimate:.3g} | {made.bound} | {made.days:.3g} | "
       f"{made.chip_hours:,.0f}"
     )
-  return f"| {made.system} `{made.recipe}` | `{made.topology}` | {mesh} | {memory} | {pace} |"
+  return f"| {_name(made.system, made.recipe)} | `{made.topology}` | {mesh} | {memory} | {pace} |"
+
+
+def _name(system: str, recipe: str) -> str:
+  return f"{system} `{recipe}`"
 
 
 def _key(line: str) -> tuple[str, str]:

@@ -42,6 +42,16 @@ def main(requests: str, answers: str) -> None:
       file.flush()
 
 
+_GPU_OPTIONS = {
+  # Products as calls of cuBLAS: tiles of Triton kernels are found by trying them out on a
+  # device, and the guess in its place fails at many shapes.
+  "xla_gpu_enable_triton_gemm": False,
+  # Nobody runs the machine code; what is read off the program comes before it.
+  "xla_backend_optimization_level": 0,
+  "xla_llvm_disable_expensive_passes": True,
+}
+
+
 def _compile(topology_name: str, recipe: Any, what: Any) -> dict[str, Any]:
   topology = parse(topology_name)
   read = from_json(recipe)
@@ -57,7 +67,8 @@ def _compile(topology_name: str, recipe: Any, what: Any) -> dict[str, Any]:
     with warnings.catch_warnings():
       # A cache on disk keeps such programs, but nobody can load them without the machine.
       warnings.filterwarnings("ignore", "Error .* persistent compilation cache")
-      compiled = program.lowered.compile()
+      options = _GPU_OPTIONS if topology.chip.platform == "cuda" else {}
+      compiled = program.lowered.compile(compiler_options=options)
   except jax.errors.JaxRuntimeError as error:
     needed = _needed_bytes(str(error), program.argument_bytes)
     if needed is None:
