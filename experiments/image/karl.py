@@ -79,6 +79,7 @@ CROPS = Config(
   num_codes=512,
   code_dim=8,
   base=None,
+  init_std=0.1,
 )
 """KARL without a base, small."""
 LENGTHS = tuple(range(1, 24))
@@ -105,6 +106,7 @@ ROLLOUTS = ALITConfig(
   num_codes=512,
   code_dim=8,
   base=TEACHER,
+  init_std=0.1,
 )
 """ALIT on a small VQGAN."""
 
@@ -277,6 +279,7 @@ _TAIL_DROP = one_d_piece.Config(
   code_dim=CROPS.code_dim,
   is_legacy=False,
   pixels=None,
+  init_std=CROPS.init_std,
 )
 """A tail-drop model of the same transformers, tokens and codes."""
 

@@ -40,7 +40,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from tokzoo.contract import Output, Quantized
 from tokzoo.errors import TokzooError
 from tokzoo.nn.prefix import prefix_mask
-from tokzoo.nn.vit import Dense, LayerNorm, ViT
+from tokzoo.nn.vit import LayerNorm, ViT, dense
 from tokzoo.quantizers.gradients import unit
 from tokzoo.tokenizers.image import maskgit_vqgan
 from tokzoo.tokenizers.image.karl.base import (
@@ -106,7 +106,7 @@ class Encoder(nn.Module):
     self.mask_token = self.param("mask_token", init, (1, 1, size.width))
     self.ln_pre = LayerNorm()
     self.ln_recursive = LayerNorm()
-    self.transformer = ViT(size.layers, size.heads, c.mlp_ratio)
+    self.transformer = ViT(size.layers, size.heads, c.mlp_ratio, c.init_std)
 
   def start(
     self,
@@ -160,10 +160,12 @@ class Decoder(nn.Module):
     rows = self.param(
       "latent_positions", scaled_normal(size.width), (c.num_tokens, size.width)
     )
-    latents = Dense(size.width, name="embed")(codes) + rows[None, : codes.shape[1]]
+    latents = (
+      dense(size.width, c.init_std, name="embed")(codes) + rows[None, : codes.shape[1]]
+    )
     grid = jnp.broadcast_to(mask_token[0], (c.side**2, size.width))
     places = jnp.concatenate([one, grid]) + table
-    trunk = Trunk(size, c.outputs, c.mlp_ratio, name="trunk")
+    trunk = Trunk(size, c.outputs, c.mlp_ratio, c.init_std, name="trunk")
     return trunk(places, latents, kept, skip=1)
 
 
@@ -202,7 +204,7 @@ class ALIT(OnBase):
     self.rollout_embedding = self.param("rollout_embedding", init, (c.rollouts, *fresh))
     self.encoder = Encoder(c)
     self.ln_post = LayerNorm()
-    self.to_code = Dense(c.code_dim)
+    self.to_code = dense(c.code_dim, c.init_std)
     if c.quantizer == "vq":
       self.codebook = make_codebook(c)
     self.decoder = Decoder(c)

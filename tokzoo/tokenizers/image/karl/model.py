@@ -43,7 +43,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from tokzoo.contract import Output, Quantized
 from tokzoo.nn.prefix import attention_mask, check_num_tokens
-from tokzoo.nn.vit import Dense, LayerNorm, ViT
+from tokzoo.nn.vit import LayerNorm, ViT, dense
 from tokzoo.tokenizers.image.karl.base import (
   BASE_RULES,
   Glance,
@@ -140,7 +140,9 @@ class Encoder(nn.Module):
     x = jnp.concatenate([condition[:, None], places, latents], axis=1)
     x = LayerNorm(name="ln_pre")(x)
     mask = None if kept is None else attention_mask(kept, before=1 + places.shape[1])
-    x = ViT(size.layers, size.heads, c.mlp_ratio, name="transformer")(x, mask)
+    x = ViT(size.layers, size.heads, c.mlp_ratio, c.init_std, name="transformer")(
+      x, mask
+    )
     return x[:, 1 + places.shape[1] :]
 
 
@@ -159,9 +161,13 @@ class Decoder(nn.Module):
     table = self.param("positions", init, (size.width, c.positions, c.positions))
     mask_token = self.param("mask_token", init, (1, 1, size.width))
     rows = self.param("latent_positions", init, (c.max_tokens, size.width))
-    latents = Dense(size.width, name="embed")(codes) + rows[None, : codes.shape[1]]
+    latents = (
+      dense(size.width, c.init_std, name="embed")(codes) + rows[None, : codes.shape[1]]
+    )
     places = mask_token[0] + _nearest(table, c.side)
-    return Trunk(size, c.outputs, c.mlp_ratio, name="trunk")(places, latents, kept)
+    return Trunk(size, c.outputs, c.mlp_ratio, c.init_std, name="trunk")(
+      places, latents, kept
+    )
 
 
 @struct.dataclass
@@ -197,10 +203,10 @@ class KARL(OnBase):
     self.error_embeddings = self.param("error_embeddings", _own_values, width)
     self.encoder = Encoder(c)
     self.ln_post = LayerNorm()
-    self.to_code = Dense(c.code_dim)
+    self.to_code = dense(c.code_dim, c.init_std)
     self.ln_post_halt = LayerNorm()
-    self.halting_0 = Dense(c.halting_width)
-    self.halting_2 = Dense(1)
+    self.halting_0 = dense(c.halting_width, c.init_std)
+    self.halting_2 = dense(1, c.init_std)
     if c.quantizer == "vq":
       self.codebook = make_codebook(c)
     self.decoder = Decoder(c)

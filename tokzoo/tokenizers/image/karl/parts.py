@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 from tokzoo.contract import Quantized
 from tokzoo.errors import TokzooError
 from tokzoo.nn.prefix import attention_mask
-from tokzoo.nn.vit import Dense, LayerNorm, ViT
+from tokzoo.nn.vit import INIT_STD, LayerNorm, ViT, dense
 from tokzoo.quantizers import VectorQuantizer
 from tokzoo.tokenizers.image import maskgit_vqgan
 from tokzoo.tokenizers.image.karl.base import BaseConfig, features_of, outputs_of
@@ -66,6 +66,8 @@ class Sizes:
   """Whether latents and codes are scaled to unit length."""
   base: BaseConfig = MAGE
   """Whose latents are distilled; None: the picture itself, without a base."""
+  init_std: float = INIT_STD
+  """Deviation of the first values of linear layers; small models need larger ones."""
 
   @property
   def side(self) -> int:
@@ -107,11 +109,13 @@ class Trunk(nn.Module):
 
   size:     of the transformer
   outputs:  numbers per place
+  init_std: deviation of the first values of linear layers
   """
 
   size: Size
   outputs: int
   mlp_ratio: float
+  init_std: float
 
   @nn.compact
   def __call__(
@@ -129,12 +133,16 @@ class Trunk(nn.Module):
     grid = jnp.broadcast_to(places[None], (len(latents), *places.shape))
     x = LayerNorm(name="ln_pre")(jnp.concatenate([grid, latents], axis=1))
     mask = None if kept is None else attention_mask(kept, before=len(places))
-    x = ViT(self.size.layers, self.size.heads, self.mlp_ratio, name="transformer")(
-      x, mask
-    )
+    x = ViT(
+      self.size.layers,
+      self.size.heads,
+      self.mlp_ratio,
+      self.init_std,
+      name="transformer",
+    )(x, mask)
     x = LayerNorm(name="ln_post")(x[:, skip : len(places)])
-    x = jnp.tanh(Dense(2 * self.size.width, name="ffn_0")(x))
-    return Dense(self.outputs, name="ffn_2")(x)
+    x = jnp.tanh(dense(2 * self.size.width, self.init_std, name="ffn_0")(x))
+    return dense(self.outputs, self.init_std, name="ffn_2")(x)
 
 
 def make_codebook(config: Sizes) -> VectorQuantizer:

@@ -32,7 +32,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from tokzoo.contract import Output, Quantized
 from tokzoo.errors import TokzooError
 from tokzoo.nn.prefix import attention_mask
-from tokzoo.nn.vit import Dense, LayerNorm, ViT
+from tokzoo.nn.vit import INIT_STD, LayerNorm, ViT, dense
 from tokzoo.quantizers import VectorQuantizer
 from tokzoo.tokenizers.image import maskgit_vqgan
 from tokzoo.tokens import Tokens
@@ -97,6 +97,8 @@ class Config:
   mixes tokens and features. A slip of the first weights, and part of them."""
   pixels: maskgit_vqgan.Config | None = PIXELS
   """Whose codes the decoder predicts; None: it makes pixels itself."""
+  init_std: float = INIT_STD
+  """Deviation of the first values of linear layers; small models need larger ones."""
 
   @property
   def side(self) -> int:
@@ -139,13 +141,13 @@ class Encoder(nn.Module):
     x = jnp.concatenate([_rows(one, patches), patches], axis=1) + places[None]
     x = jnp.concatenate([x, _rows(latent_tokens + of_latents, patches)], axis=1)
     x = LayerNorm(name="ln_pre")(x)
-    x = ViT(size.layers, size.heads, c.mlp_ratio, name="transformer")(x)
+    x = ViT(size.layers, size.heads, c.mlp_ratio, c.init_std, name="transformer")(x)
     x = LayerNorm(name="ln_post")(x[:, -c.num_tokens :])
     if c.is_legacy:
       # Row-major [K, D] read as [D, K]: "token" n holds every K-th number.
       x = x.reshape(len(x), size.width, c.num_tokens).swapaxes(1, 2)
     features = c.code_dim * (2 if c.quantizer == "vae" else 1)
-    return Dense(features, name="conv_out")(x)
+    return dense(features, c.init_std, name="conv_out")(x)
 
 
 class Decoder(nn.Module):
@@ -166,20 +168,22 @@ class Decoder(nn.Module):
     of_latents = self.param(
       "latent_token_positional_embedding", init, (c.num_tokens, size.width)
     )
-    latents = Dense(size.width, name="decoder_embed")(codes)
+    latents = dense(size.width, c.init_std, name="decoder_embed")(codes)
     latents = latents + of_latents[None, : codes.shape[1]]
     grid = jnp.broadcast_to(masks[0], (c.side**2, size.width))
     grid = jnp.concatenate([one, grid]) + places
     x = jnp.concatenate([_rows(grid, latents), latents], axis=1)
     x = LayerNorm(name="ln_pre")(x)
     mask = None if kept is None else attention_mask(kept, before=len(grid))
-    x = ViT(size.layers, size.heads, c.mlp_ratio, name="transformer")(x, mask)
+    x = ViT(size.layers, size.heads, c.mlp_ratio, c.init_std, name="transformer")(
+      x, mask
+    )
     x = LayerNorm(name="ln_post")(x[:, 1 : len(grid)])
     if c.pixels is not None:
-      x = jnp.tanh(Dense(2 * size.width, name="ffn_0")(x))
-      x = Dense(c.pixels.num_codes, name="ffn_2")(x)
+      x = jnp.tanh(dense(2 * size.width, c.init_std, name="ffn_0")(x))
+      x = dense(c.pixels.num_codes, c.init_std, name="ffn_2")(x)
       return rearrange(x, "b (h w) v -> b h w v", h=c.side)
-    x = Dense(c.patch**2 * c.channels, name="ffn_0")(x)
+    x = dense(c.patch**2 * c.channels, c.init_std, name="ffn_0")(x)
     x = rearrange(
       x,
       "b (h w) (p q c) -> b (h p) (w q) c",
