@@ -31,7 +31,7 @@ _HELP = """usage: tokzoo data COMMAND ...
                                        (--needs 3.2GB or 4096ex, see tokzoo plan).
 
 PATH or NAME: photos, digits, fashion-mnist[:PATH], folder:PATH, arrayrecord:PATH, tfds:NAME,
-webdataset:PATH, or a path alone. tokzoo data COMMAND --help says more."""
+webdataset:PATH, of sound tones[:HZ], speech-prompts[:FILE.deb], audio:PATH, or a path alone. tokzoo data COMMAND --help says more."""
 
 
 def run_data(arguments: Sequence[str]) -> int:
@@ -72,7 +72,7 @@ def check(
 def prepare(
   name: Annotated[str, tyro.conf.Positional],
   /,
-  out: str,
+  out: str | None = None,
   splits: tuple[str, ...] = (),
   skip_bad: bool = False,
   json: bool = False,
@@ -80,8 +80,9 @@ def prepare(
   """Copies a data set to ArrayRecord files with a manifest, whole or not at all.
 
   Args:
-    name: a source, or a path alone.
-    out: a new folder; train from it as arrayrecord:OUT.
+    name: a source, or a path alone; speech-prompts is fetched with apt, or taken from a .deb.
+    out: a new folder; train from it as arrayrecord:OUT. Of speech-prompts by default where
+      recipes look for them.
     splits: the parts to copy; all by default.
     skip_bad: leave out files that cannot be decoded, naming them.
     json: print JSON instead of a table.

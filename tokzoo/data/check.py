@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from tokzoo.data.config import DataConfig
 from tokzoo.data.sources import BadRecord, guess_source, open_source
 from tokzoo.data.sources.arrayrecord import read_manifest
+from tokzoo.data.sources.base import Media
 from tokzoo.errors import TokzooError
 from tokzoo.files import sha256_of
 from tokzoo.remote import Located, located, on_disk
@@ -22,14 +24,14 @@ class CheckReport:
   split:        the part that was read
   splits:       all parts that there are
   description:  one sentence
-  licence:      of the pictures
+  licence:      of the pictures or sounds
   version:      of where they come from
   records:      in the split
   read:         of those, how many were read, the bad ones included
-  shapes:       (H, W, C) -> how many of those read, the most frequent first
-  dtype:        of the pictures
-  lowest:       smallest pixel, None if nothing could be read
-  highest:      largest pixel
+  shapes:       (H, W, C) or (T, C) -> how many of those read, the most frequent first
+  dtype:        of the pictures or sounds
+  lowest:       smallest pixel or sample, None if nothing could be read
+  highest:      largest pixel or sample
   classes:      class -> how many of those read; empty: no classes
   bad:          file or record -> what is wrong with it
   """
@@ -44,16 +46,17 @@ class CheckReport:
   read: int
   shapes: dict[tuple[int, ...], int]
   dtype: str
-  lowest: int | None
-  highest: int | None
+  lowest: float | None
+  highest: float | None
   classes: dict[str, int]
   bad: dict[str, str]
+  media: Media = "image"
 
   def rows(self) -> list[tuple[str, str]]:
     """Name and value of each line of a table."""
     shapes = [f"{count} of {_size(shape)}" for shape, count in self.shapes.items()]
     if len(shapes) > 5:
-      areas = sorted(self.shapes, key=lambda shape: shape[0] * shape[1])
+      areas = sorted(self.shapes, key=math.prod)
       shapes = [f"{len(shapes)} sizes, {_size(areas[0])} to {_size(areas[-1])}"]
     rows = [
       ("source", self.source),
@@ -62,7 +65,10 @@ class CheckReport:
       ("licence", self.licence),
       ("version", self.version),
       ("records", f"{self.records:,}, of which {self.read:,} were read"),
-      ("pictures", ", ".join(shapes) or "none"),
+      (
+        "pictures" if self.media == "image" else "sounds",
+        ", ".join(shapes) or "none",
+      ),
       ("dtype", self.dtype),
       ("range", f"{self.lowest} to {self.highest}" if self.shapes else "unknown"),
       ("classes", f"{len(self.classes)}" if self.classes else "none"),
@@ -103,7 +109,7 @@ def check(
   source = open_source(DataConfig(source=name, split=split))
   count = min(records, len(source))
   shapes, labels = collections.Counter(), collections.Counter()
-  ranges: list[tuple[int, int]] = []
+  ranges: list[tuple[float, float]] = []
   bad: dict[str, str] = {}
   for index in np.linspace(0, len(source) - 1, count).round().astype(int).tolist():
     try:
@@ -111,9 +117,9 @@ def check(
     except BadRecord as error:
       bad[error.key] = error.reason
       continue
-    image = record["image"]
-    shapes[image.shape] += 1
-    ranges.append((int(image.min()), int(image.max())))
+    array = record["image"] if "image" in record else record["audio"]
+    shapes[array.shape] += 1
+    ranges.append((array.min().item(), array.max().item()))
     if "label" in record:
       labels[int(record["label"])] += 1
   if digests:
@@ -129,11 +135,12 @@ def check(
     records=len(source),
     read=count,
     shapes=dict(shapes.most_common()),
-    dtype="uint8",
+    dtype="uint8" if info.media == "image" else "float32",
     lowest=min((low for low, _ in ranges), default=None),
     highest=max((high for _, high in ranges), default=None),
     classes={name: labels[label] for label, name in enumerate(info.classes)},
     bad=bad,
+    media=info.media,
   )
 
 

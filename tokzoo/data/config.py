@@ -9,17 +9,20 @@ Crop = Literal["random", "center", "none"]
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-  """A source and its image transforms, applied in the order of the fields."""
+  """A source and its transforms, applied in the order of the fields.
+
+  Of sound hold `channels`, `sample_rate_hz`, `seconds`, `crop` and `repeat`; of pictures all but
+  `sample_rate_hz` and `seconds`."""
 
   source: str = "photos"
   """photos, digits, fashion-mnist[:PATH], folder:PATH, arrayrecord:PATH, tfds:NAME or
-  webdataset:PATH."""
+  webdataset:PATH; of sound tones[:HZ], speech-prompts[:PATH], audio:PATH or arrayrecord:PATH."""
   split: str = "train"
   """train, test, or what the source calls its parts."""
   skip_bad: bool = False
   """Leave out files that cannot be decoded, naming them in a warning; all are read to know."""
-  channels: Literal[1, 3] = 3
-  """Colour (3) or grey (1); pictures are converted."""
+  channels: Literal[1, 2, 3] = 3
+  """Colour (3) or grey (1); pictures are converted. Of sound: mono (1) or stereo (2)."""
   resize: int | None = None
   """Length in pixels that the shorter side is resized to; None: as stored."""
   filter: Filter = "bicubic"
@@ -27,7 +30,7 @@ class DataConfig:
   antialias: bool = True
   """Widen the filter when shrinking, as Pillow does."""
   crop: Crop = "none"
-  """Where the square of `size` pixels is cut from."""
+  """Where the square of `size` pixels is cut from, or the `seconds` of a sound."""
   size: int | None = None
   """Side in pixels of the square crop; None: the whole picture (all must be of one size)."""
   flip: bool = False
@@ -40,3 +43,7 @@ class DataConfig:
   """Threads that read and decode; 0 reads in the calling thread."""
   prefetch: int = 4
   """Batches made ahead of the step."""
+  sample_rate_hz: int | None = None
+  """Samples a second that sounds are resampled to; None: as stored."""
+  seconds: float | None = None
+  """Length that sounds are cut to; shorter ones are filled up with silence. None: as stored."""

@@ -1,6 +1,7 @@
-"""The data of small recipes, packaged with tokzoo, and ImageNet as published recipes read it."""
+"""The data of small recipes, packaged with tokzoo or made, and ImageNet as published recipes read it."""
 
 import dataclasses
+from typing import Literal
 
 from tokzoo.data.config import DataConfig
 
@@ -30,6 +31,38 @@ def digits(split: str) -> DataConfig:
   """The packaged grey digits of 8 x 8 pixels with their labels; split: train or test."""
   return DataConfig(
     source="digits", split=split, channels=1, size=8, crop="none", threads=1
+  )
+
+
+def sound_crops(
+  split: str,
+  rate_hz: int,
+  seconds: float,
+  source: str = "tones",
+  views: int = 1,
+  channels: Literal[1, 2] = 1,
+) -> DataConfig:
+  """Random crops of sounds.
+
+  Args:
+    split: train (shuffled) or test (held-out sounds, the same crops every time).
+    rate_hz: samples a second; the source `tones` is made at this rate.
+    seconds: length of a crop.
+    source: tones (synthesised), speech-prompts, or another source of sound.
+    views: crops of a sound in one pass over the held-out ones.
+    channels: 1 or 2.
+  """
+  train = split == "train"
+  return DataConfig(
+    source=f"tones:{rate_hz}" if source == "tones" else source,
+    split=split,
+    channels=channels,
+    crop="random",
+    sample_rate_hz=rate_hz,
+    seconds=seconds,
+    repeat=100 if train else views,
+    shuffle=train,
+    threads=1,
   )
 
 

@@ -27,7 +27,7 @@ from tokzoo.data.transforms import fixed_part, random_part, require_sizes
 from tokzoo.errors import TokzooError
 
 _FEW = 64
-"""Sources of at most so many pictures are decoded once and kept: packaged photographs."""
+"""Sources of at most so many records are decoded once and kept: packaged photographs."""
 
 _MOST_VIEWS = 2**32 - 1
 """Of one epoch: Grain's shuffle counts in 32 bits."""
@@ -107,7 +107,8 @@ def loader(
 
   Returns:
     An iterator over dicts of arrays with b = rows.stop - rows.start rows:
-    `image` float32[b, H, W, C] in [-1, 1] and, where there are classes, `label` int32[b].
+    `image` float32[b, H, W, C] or `audio` float32[b, T, C], both in [-1, 1], and, where there
+    are classes, `label` int32[b].
 
   Raises:
     TokzooError: here, the source cannot be opened or the sizes do not go together; from
@@ -263,6 +264,12 @@ def _stack(examples: list[Any]) -> dict[str, np.ndarray]:
     raise TokzooError(
       f"the pictures differ in size ({height} x {width} and {other_height} x "
       f"{other_width} pixels): set data.size and data.crop to cut them to one size."
+    )
+  lengths = {example["audio"].shape[0] for example in examples if "audio" in example}
+  if len(lengths) > 1:
+    raise TokzooError(
+      f"the sounds differ in length ({min(lengths)} to {max(lengths)} samples): set "
+      "data.seconds to cut them to one length."
     )
   return {
     name: np.stack([example[name] for example in examples]) for name in examples[0]

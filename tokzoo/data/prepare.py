@@ -16,7 +16,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tokzoo.data.config import DataConfig
 from tokzoo.data.sources import Source, guess_source, open_source
 from tokzoo.data.sources.arrayrecord import FORMAT, MANIFEST, VERSION, pack
-from tokzoo.data.sources.base import decode_image
+from tokzoo.data.sources.base import decoded
+from tokzoo.data.sources.speech_prompts import fetch_package, kept_at
 from tokzoo.errors import TokzooError
 from tokzoo.files import sha256_of, write_atomic
 from tokzoo.remote import is_remote
@@ -58,20 +59,22 @@ class PrepareReport:
 
 def prepare(
   name: str,
-  out: str | Path,
+  out: str | Path | None = None,
   splits: Sequence[str] | None = None,
   skip_bad: bool = False,
   progress: Callable[[int, int], None] | None = None,
 ) -> PrepareReport:
   """Copies a source into a folder of ArrayRecord files, whole or not at all.
 
-  Image files are copied as they are, without loss, after decoding each of them once. The
+  Files are copied as they are, without loss, after decoding each of them once. The
   files grow in a hidden folder beside `out`, which is renamed when it is complete: a run that
   was killed leaves `.NAME.*.incomplete`, which nothing reads and anybody may delete.
 
   Args:
-    name: a source, or a path alone (see `guess_source`).
-    out: the folder to make; it must not exist, or be empty.
+    name: a source, or a path alone (see `guess_source`). `speech-prompts` is downloaded with
+      apt.
+    out: the folder to make; it must not exist, or be empty. None: for `speech-prompts` alone,
+      where recipes look for them.
     splits: the parts to copy; None: all.
     skip_bad: leave out records that cannot be decoded, with a warning that names them.
     progress: called with the records done and those of all splits.
@@ -83,6 +86,14 @@ def prepare(
     TokzooError: the source cannot be opened, a record cannot be decoded, `out` holds files
       or cannot be written.
   """
+  if name.partition(":")[0] == "speech-prompts":
+    out = kept_at() if out is None else out
+  if name == "speech-prompts":
+    with tempfile.TemporaryDirectory() as folder:
+      package = fetch_package(Path(folder))
+      return prepare(f"{name}:{package}", out, splits, skip_bad, progress)
+  if out is None:
+    raise TokzooError(f"{name} has no place of its own: name a folder with --out.")
   name = guess_source(name)
   if is_remote(out):
     raise TokzooError(
@@ -154,7 +165,7 @@ def _write_split(
     try:
       for index in indices:
         item = source.encoded(index)
-        decode_image(item.data, item.key)  # a bad picture must not get in
+        decoded(item)  # a bad picture or sound must not get in
         writer.write(pack(item))
         if item.label is not None:
           counts[source.info.classes[item.label]] += 1
@@ -189,5 +200,6 @@ def _manifest(
     "licence": info.licence,
     "made_by": f"tokzoo {importlib.metadata.version('tokzoo')}",
     "classes": list(info.classes),
+    "media": info.media,
     "splits": parts,
   }

@@ -321,7 +321,13 @@ def what_was_encoded(data: DataConfig) -> dict[str, Any]:
   """The fields of a config that decide which pictures are encoded, as JSON holds them."""
   how_fast = ("shuffle", "threads", "prefetch")
   fields = dataclasses.asdict(data).items()
-  return {name: value for name, value in fields if name not in how_fast}
+  kept = {name: value for name, value in fields if name not in how_fast}
+  # Folders of before there was sound lack its fields.
+  return {
+    name: value
+    for name, value in kept.items()
+    if value is not None or name not in ("sample_rate_hz", "seconds")
+  }
 
 
 def _read_json(path: Located) -> dict[str, Any] | None:

@@ -11,6 +11,13 @@
 With `antialias` the filter widens with the shrinking factor, which is what Pillow does. Without
 it the filter keeps the width that it has for enlarging and skips pixels when shrinking, as
 TensorFlow's and PyTorch's resize of arrays do unless told otherwise.
+
+Sounds take steps of their own:
+
+  channels   as in `tokzoo/data/sound.py`: the mean for mono, mono repeated for stereo
+  resample   to `sample_rate_hz`, by soxr
+  crop       `seconds`: `random`, uniform over all places; `center`; `none`, from the start.
+             What is shorter is filled up with silence at its end
 """
 
 from collections.abc import Callable
@@ -19,7 +26,8 @@ import numpy as np
 from PIL import Image
 
 from tokzoo.data.config import DataConfig
-from tokzoo.data.sources.base import Record
+from tokzoo.data.sound import BadSound, mixer, resampled
+from tokzoo.data.sources.base import BadRecord, Record
 from tokzoo.errors import TokzooError
 
 _PILLOW = {
@@ -37,7 +45,11 @@ def require_sizes(config: DataConfig) -> None:
     value = getattr(config, name)
     if value is not None and value < 1:
       raise TokzooError(f"data.{name} is {value} pixels: it must be at least 1.")
-  if config.crop != "none" and config.size is None:
+  for name in ("sample_rate_hz", "seconds"):
+    value = getattr(config, name)
+    if value is not None and value <= 0:
+      raise TokzooError(f"data.{name} is {value}: it must be more than 0.")
+  if config.crop != "none" and config.size is None and config.seconds is None:
     raise TokzooError(
       f"data.crop is {config.crop!r} but data.size is not set: set it to the side of the "
       "crop in pixels."
@@ -50,15 +62,21 @@ def require_sizes(config: DataConfig) -> None:
 
 
 def fixed_part(config: DataConfig, record: Record) -> Record:
-  """Channels and resize: what is the same for every view of a record.
+  """Channels and resize or resampling: what is the same for every view of a record.
 
   Args:
     config: the transforms.
-    record: `image` uint8[H, W, C] and the rest.
+    record: `image` uint8[H, W, C], or `audio` float32[T, C] and its `rate_hz`, and the rest.
 
   Returns:
-    The record with `image` uint8[H', W', config.channels].
+    The record with `image` uint8[H', W', config.channels] or `audio`
+    float32[T', config.channels].
+
+  Raises:
+    TokzooError: a sound that does not go into the config's channels.
   """
+  if "audio" in record:
+    return _fixed_sound(config, record)
   if "image" not in record:
     return record  # tokens: there is nothing to transform
   image = to_channels(record["image"], config.channels)
@@ -78,11 +96,14 @@ def random_part(
     rng: of this view alone; drawn from in the order top, left, flip.
 
   Returns:
-    `image` float32[size, size, C] in [-1, 1] and, where there are classes, `label` int32[].
+    `image` float32[size, size, C] in [-1, 1] or `audio` float32[T, C] in [-1, 1] and, where
+    there are classes, `label` int32[].
 
   Raises:
     TokzooError: the picture is smaller than the crop, or is not of the size without one.
   """
+  if "audio" in record:
+    return _random_sound(config, record, rng)
   if "image" not in record:
     return {name: value for name, value in record.items() if name != "key"}
   image = record["image"]
@@ -108,6 +129,41 @@ def random_part(
   if config.flip and rng.random() < 0.5:
     image = image[:, ::-1]
   example = {"image": to_float(image)}
+  if "label" in record:
+    example["label"] = record["label"]
+  return example
+
+
+def _fixed_sound(config: DataConfig, record: Record) -> Record:
+  """A sound with the config's channels and rate."""
+  if config.channels == 3:
+    raise TokzooError(
+      f"{record['key']} is sound, which has 1 or 2 channels: set data.channels."
+    )
+  samples, rate_hz = record["audio"], record["rate_hz"]
+  try:
+    samples = mixer(samples.shape[1], config.channels)(samples)
+  except BadSound as error:
+    raise BadRecord(record["key"], str(error)) from error
+  wanted_hz = config.sample_rate_hz or rate_hz
+  samples = resampled(samples, rate_hz, wanted_hz)
+  return {**record, "audio": samples, "rate_hz": wanted_hz}
+
+
+def _random_sound(
+  config: DataConfig, record: Record, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+  """A sound cut to the config's length."""
+  samples = record["audio"]
+  if config.seconds is not None:
+    length = max(round(config.seconds * record["rate_hz"]), 1)
+    spare = max(len(samples) - length, 0)
+    start = {"none": 0, "center": spare // 2}.get(config.crop)
+    if start is None:
+      start = int(rng.integers(spare + 1))
+    samples = samples[start : start + length]
+    samples = np.pad(samples, ((0, length - len(samples)), (0, 0)))
+  example = {"audio": samples}
   if "label" in record:
     example["label"] = record["label"]
   return example

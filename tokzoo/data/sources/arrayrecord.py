@@ -7,11 +7,12 @@
 PATH may be remote (gs://...): its files are then copied into the cache once. For data larger than
 the disk mount the bucket instead (gcsfuse, mountpoint-s3) and name the mounted folder.
 
-A record is a header and the bytes of an image file, as they were in the source:
+A record is a header and the bytes of an image or sound file, as they were in the source:
 
   uint32  little-endian, the length n of the header
-  n bytes UTF-8 JSON: {"key": ..., "label": ..., "text": ...}; label and text may be absent
-  rest    the image file
+  n bytes UTF-8 JSON: {"key": ..., "label": ..., "text": ..., "media": ...}; label and text may
+          be absent, as may media where it is image
+  rest    the file
 """
 
 import json
@@ -66,6 +67,7 @@ class ArrayRecordSource(Source):
       licence=manifest["licence"],
       version=f"{manifest['source']}, {manifest['source_version']}",
       classes=tuple(manifest["classes"]),
+      media=manifest.get("media", "image"),
     )
 
   def __len__(self) -> int:
@@ -81,6 +83,8 @@ class ArrayRecordSource(Source):
 def pack(item: Encoded) -> bytes:
   """A record as it is written."""
   fields = {"key": item.key, "label": item.label, "text": item.text}
+  if item.media != "image":
+    fields["media"] = item.media
   header = json.dumps(
     {name: field for name, field in fields.items() if field is not None}
   )
@@ -94,7 +98,13 @@ def unpack(record: bytes) -> Encoded:
   if start > len(record):
     raise ValueError("it is shorter than its header")
   fields = json.loads(record[4:start])
-  return Encoded(record[start:], fields["key"], fields.get("label"), fields.get("text"))
+  return Encoded(
+    record[start:],
+    fields["key"],
+    fields.get("label"),
+    fields.get("text"),
+    fields.get("media", "image"),
+  )
 
 
 def read_manifest(folder: Located) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""What every source is: random access to pictures, each with a name and perhaps a class.
+"""What every source is: random access to pictures or sounds, each with a name and perhaps a class.
 
 A record is a dict of
 
-  image  uint8[H, W, C], C is 1 (grey) or 3 (RGB), as stored
+  image  uint8[H, W, C], C is 1 (grey) or 3 (RGB), as stored; or
+  audio  float32[T, C] in [-1, 1], as stored, with `rate_hz` int, samples a second
   label  int32[], in [0, len(classes)); only where the source has classes
   text   str, a caption; only where the record has one
   key    str, names the record in messages: a path, a member of a tar, an index
@@ -14,16 +15,21 @@ order, and always returns the same record.
 import dataclasses
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from tokzoo.data.sound import BadSound, decode_sound
 from tokzoo.errors import TokzooError
 from tokzoo.remote import Located, located
 
 Record = dict[str, Any]
-"""One picture: `image`, `key` and, where the source has them, `label` and `text`."""
+"""One picture or sound: `image` or `audio` and `rate_hz`, `key` and, where the source has them,
+`label` and `text`."""
+
+Media = Literal["image", "sound"]
+"""What the records of a source are."""
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """File names that are taken for pictures, in lower case."""
@@ -40,6 +46,7 @@ class SourceInfo:
   licence:      of the pictures
   version:      of the package or file that they come from
   classes:      class names in the order of their labels; empty: no labels
+  media:        image or sound
   """
 
   name: str
@@ -49,16 +56,18 @@ class SourceInfo:
   licence: str = "unknown"
   version: str = "unknown"
   classes: tuple[str, ...] = ()
+  media: Media = "image"
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-  """A record before decoding: the bytes of an image file, as they were stored."""
+  """A record before decoding: the bytes of an image or sound file, as they were stored."""
 
   data: bytes
   key: str
   label: int | None = None
   text: str | None = None
+  media: Media = "image"
 
 
 class BadRecord(TokzooError):
@@ -73,7 +82,7 @@ class BadRecord(TokzooError):
 
 
 class Source:
-  """Random access to pictures. A subclass sets `info` and defines `__len__` and `encoded`."""
+  """Random access to pictures or sounds. A subclass sets `info`, `__len__` and `encoded`."""
 
   info: SourceInfo
 
@@ -81,7 +90,7 @@ class Source:
     raise TypeError(f"{type(self).__name__} does not define its length")
 
   def encoded(self, index: int) -> Encoded:
-    """The record as the bytes of an image file, e.g. to copy it without loss.
+    """The record as the bytes of a file, e.g. to copy it without loss.
 
     Raises:
       BadRecord: it cannot be read.
@@ -95,7 +104,7 @@ class Source:
       BadRecord: it cannot be read or decoded; a TokzooError that names it.
     """
     item = self.encoded(index)
-    record: Record = {"image": decode_image(item.data, item.key), "key": item.key}
+    record: Record = {**decoded(item), "key": item.key}
     if item.label is not None:
       record["label"] = np.int32(item.label)
     if item.text is not None:
@@ -135,6 +144,21 @@ class ArraySource(Source):
 
   def _key(self, index: int) -> str:
     return f"{self.info.name}/{self.info.split}/{index}"
+
+
+def decoded(item: Encoded) -> Record:
+  """The `image`, or the `audio` and its `rate_hz`, of an encoded record.
+
+  Raises:
+    BadRecord: it cannot be decoded.
+  """
+  if item.media == "image":
+    return {"image": decode_image(item.data, item.key)}
+  try:
+    sound = decode_sound(item.data)
+  except BadSound as error:
+    raise BadRecord(item.key, str(error)) from error
+  return {"audio": sound.samples, "rate_hz": sound.info.rate_hz}
 
 
 def decode_image(data: bytes, key: str) -> np.ndarray:

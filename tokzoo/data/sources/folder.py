@@ -1,12 +1,12 @@
-"""`folder:PATH`: a folder of pictures, with or without a folder for each class.
+"""`folder:PATH`, `audio:PATH`: a folder of pictures, or of sound, with or without classes.
 
   PATH/*.png                  no classes
   PATH/CLASS/.../*.png        the first folder's name is the class, sorted by name
   PATH/train/..., /test/...   splits, each of one of the two kinds above
 
-PATH may be remote (gs://...): each picture is then fetched when it is read. Pictures are files
-whose name ends as a picture's does (`IMAGE_SUFFIXES`); other files are
-counted in the description, hidden ones are not looked at. A file that cannot be decoded
+PATH may be remote (gs://...): each file is then fetched when it is read. Pictures are files
+whose name ends as a picture's does (`IMAGE_SUFFIXES`), sounds likewise (`SOUND_SUFFIXES`); other
+files are counted in the description, hidden ones are not looked at. A file that cannot be decoded
 is an error that names it when it is read.
 """
 
@@ -14,10 +14,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from tokzoo.data.sound import SOUND_SUFFIXES
 from tokzoo.data.sources.base import (
   IMAGE_SUFFIXES,
   BadRecord,
   Encoded,
+  Media,
   Source,
   SourceInfo,
   split_folder,
@@ -29,22 +31,29 @@ from tokzoo.remote import Located, files_under
 class Folder(Source):
   """Pictures in a folder, in the order of their paths; the key is the path."""
 
+  kind: str = "folder"
+  noun: str = "pictures"
+  media: Media = "image"
+  suffixes: tuple[str, ...] = IMAGE_SUFFIXES
+
   def __init__(self, path: str, split: str):
-    root, splits = split_folder("folder", path, split)
+    root, splits = split_folder(self.kind, path, split)
     if not root.is_dir():
-      raise TokzooError(f"{root} is a file: folder: wants the folder that it lies in.")
-    pictures, num_others = _pictures_under(root)
+      raise TokzooError(
+        f"{root} is a file: {self.kind}: wants the folder that it lies in."
+      )
+    pictures, num_others = _files_under(root, self.suffixes)
     if not pictures:
       holds = f"only {num_others} other files" if num_others else "nothing"
       raise TokzooError(
-        f"{root} holds {holds}, no pictures: name a folder with files that end in "
-        f"{', '.join(IMAGE_SUFFIXES)}."
+        f"{root} holds {holds}, no {self.noun}: name a folder with files that end in "
+        f"{', '.join(self.suffixes)}."
       )
-    classes = _classes(root, pictures)
+    classes = _classes(root, pictures, self.noun)
     if split != "train":
       # A label means the same in all splits, even where one of them lacks a class.
       train = root.parent / "train"
-      known = _classes(train, _pictures_under(train)[0])
+      known = _classes(train, _files_under(train, self.suffixes)[0], self.noun)
       if extra := set(classes) - set(known):
         raise TokzooError(
           f"{root} has the class {min(extra)!r}, which {train} lacks: add an example "
@@ -56,11 +65,12 @@ class Folder(Source):
     self._labels = {name: label for label, name in enumerate(classes)}
     ignored = f"; {num_others} other files are ignored" if num_others else ""
     self.info = SourceInfo(
-      name=f"folder:{path}",
+      name=f"{self.kind}:{path}",
       split=split,
       splits=splits,
-      description=f"{len(pictures)} pictures in {len(classes) or 'no'} classes{ignored}",
+      description=f"{len(pictures)} {self.noun} in {len(classes) or 'no'} classes{ignored}",
       classes=classes,
+      media=self.media,
     )
 
   def __len__(self) -> int:
@@ -77,28 +87,38 @@ class Folder(Source):
       if isinstance(path, Path):
         raise
       raise BadRecord(str(path), str(error)) from error
-    return Encoded(data, str(path), self._labels.get(picture.parts[0]))
+    label = self._labels.get(picture.parts[0])
+    return Encoded(data, str(path), label, media=self.media)
 
 
-def _classes(root: Located, pictures: list[Path]) -> tuple[str, ...]:
-  """The first folders of the pictures' paths, sorted; none if they lie in `root` itself."""
+class SoundFolder(Folder):
+  """Sound files in a folder, likewise."""
+
+  kind = "audio"
+  noun = "sounds"
+  media = "sound"
+  suffixes = SOUND_SUFFIXES
+
+
+def _classes(root: Located, pictures: list[Path], noun: str) -> tuple[str, ...]:
+  """The first folders of the files' paths, sorted; none if they lie in `root` itself."""
   loose = [picture for picture in pictures if len(picture.parts) == 1]
   if len(loose) == len(pictures):
     return ()
   names = sorted({picture.parts[0] for picture in pictures if picture.parts[1:]})
   if loose:
     raise TokzooError(
-      f"{root} holds pictures both beside folders ({loose[0]}) and inside ({names[0]}), so "
+      f"{root} holds {noun} both beside folders ({loose[0]}) and inside ({names[0]}), so "
       "their classes are unclear: move all of them into class folders, or all out."
     )
   return tuple(names)
 
 
-def _pictures_under(root: Located) -> tuple[list[Path], int]:
-  """The pictures' paths relative to `root`, sorted, and the number of other files."""
+def _files_under(root: Located, suffixes: tuple[str, ...]) -> tuple[list[Path], int]:
+  """The paths of such files relative to `root`, sorted, and the number of others."""
   files = _files_here(root) if isinstance(root, Path) else map(Path, files_under(root))
   shown = [file for file in files if not any(part[0] == "." for part in file.parts)]
-  pictures = [file for file in shown if file.name.lower().endswith(IMAGE_SUFFIXES)]
+  pictures = [file for file in shown if file.name.lower().endswith(suffixes)]
   return sorted(pictures), len(shown) - len(pictures)
 
 

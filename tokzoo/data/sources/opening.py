@@ -4,12 +4,15 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 from tokzoo.data.config import DataConfig
+from tokzoo.data.sound import SOUND_SUFFIXES
 from tokzoo.data.sources.arrayrecord import MANIFEST, ArrayRecordSource
 from tokzoo.data.sources.base import BadRecord, Encoded, Record, Source
 from tokzoo.data.sources.fashion_mnist import fashion_mnist
-from tokzoo.data.sources.folder import Folder
+from tokzoo.data.sources.folder import Folder, SoundFolder
 from tokzoo.data.sources.packaged import Photos, digits
+from tokzoo.data.sources.speech_prompts import speech_prompts
 from tokzoo.data.sources.tokens import TokenSource
+from tokzoo.data.sources.tones import Tones
 from tokzoo.data.sources.webdataset import WebDataset
 from tokzoo.errors import TokzooError, unknown
 from tokzoo.remote import located
@@ -23,6 +26,9 @@ KINDS = (
   "tfds",
   "webdataset",
   "tokens",
+  "audio",
+  "tones",
+  "speech-prompts",
 )
 
 
@@ -45,11 +51,11 @@ def open_source(config: DataConfig) -> Source:
 
 
 def guess_source(path: str) -> str:
-  """The name of the pictures at a path: what a user means who only names a folder.
+  """The name of what lies at a path: what a user means who only names a folder.
 
   A known name stays as it is. A folder with a manifest is `arrayrecord:`, with tar files
-  `webdataset:`, with IDX files `fashion-mnist:`, with TFDS's description `tfds:`, any other
-  `folder:`.
+  `webdataset:`, with IDX files `fashion-mnist:`, with TFDS's description `tfds:`, with sounds at
+  its top (or in its part `train`) `audio:`, any other `folder:`.
 
   Raises:
     TokzooError: neither a name nor a path, or a source of tokens.
@@ -73,6 +79,11 @@ def guess_source(path: str) -> str:
     ("webdataset", "train/*.tar"),
     ("fashion-mnist", "train-images-idx3-ubyte*"),
     ("tfds", "dataset_info.json"),
+    *(
+      ("audio", f"{part}*{suffix}")
+      for part in ("", "train/")
+      for suffix in SOUND_SUFFIXES
+    ),
   ):
     if next(place.glob(pattern), None):
       return f"{kind}:{path}"
@@ -102,6 +113,12 @@ def _open(name: str, split: str) -> Source:
       return WebDataset(path, split)
     case "tokens":
       return TokenSource(path, split)
+    case "audio":
+      return SoundFolder(path, split)
+    case "tones":
+      return Tones(path, split)
+    case "speech-prompts":
+      return speech_prompts(path, split)
   raise unknown("source", kind, KINDS)
 
 

@@ -1,0 +1,80 @@
+"""`tones`, `tones:HZ`: synthesised sounds (`tokzoo/data/synthesis.py`), the same every time.
+
+They need no package and no download. They are no speech: what is measured on them says so.
+512 utterances of two seconds to train on and 64 others to test on, at HZ samples a second (24,000
+by default). The label is that of the pitch: low (90 to 125 Hz), middle, high (173 to 240 Hz).
+"""
+
+import functools
+
+import numpy as np
+
+from tokzoo.data.sound import encode_flac
+from tokzoo.data.sources.base import (
+  Encoded,
+  Record,
+  Source,
+  SourceInfo,
+  require_split,
+)
+from tokzoo.data.synthesis import Utterance, utterance
+from tokzoo.errors import TokzooError
+
+SECONDS = 2.0
+"""Of every utterance."""
+
+_COUNTS = {"train": 512, "test": 64}
+_SEEDS = {"train": 1, "test": 2}
+PITCHES = ("low", "middle", "high")
+_BORDERS_HZ = (124.8, 173.1)
+"""Thirds of 90 to 240 Hz, on a scale of octaves."""
+
+
+class Tones(Source):
+  """Each utterance is synthesised when it is first read, from its own seed, and kept."""
+
+  def __init__(self, path: str, split: str):
+    require_split("tones", split, tuple(_COUNTS))
+    if path and not path.isdecimal():
+      raise TokzooError(
+        f"tones:{path} was asked for: after the colon stands the rate in Hz, as in tones:16000."
+      )
+    self._rate_hz = int(path or 24_000)
+    if not 2_000 <= self._rate_hz <= 192_000:
+      raise TokzooError(
+        f"tones:{path} was asked for: the rate is 2,000 to 192,000 samples a second."
+      )
+    self._split = split
+    self._utterance = functools.cache(self._made)
+    self.info = SourceInfo(
+      name="tones",
+      split=split,
+      splits=tuple(_COUNTS),
+      description=f"synthesised vowel-like sounds of {SECONDS:g} s at {self._rate_hz} Hz, "
+      "no speech",
+      licence="made by tokzoo: Apache-2.0",
+      version="1",
+      classes=PITCHES,
+      media="sound",
+    )
+
+  def __len__(self) -> int:
+    return _COUNTS[self._split]
+
+  def __getitem__(self, index: int) -> Record:
+    made = self._utterance(index)
+    return {
+      "audio": made.samples,
+      "rate_hz": self._rate_hz,
+      "label": np.int32(np.searchsorted(_BORDERS_HZ, made.pitch_hz)),
+      "key": f"tones/{self._split}/{index}",
+    }
+
+  def _made(self, index: int) -> Utterance:
+    rng = np.random.default_rng((_SEEDS[self._split], index))
+    return utterance(rng, self._rate_hz, SECONDS)
+
+  def encoded(self, index: int) -> Encoded:
+    record = self[index]
+    data = encode_flac(record["audio"], self._rate_hz)
+    return Encoded(data, record["key"], int(record["label"]), media="sound")
