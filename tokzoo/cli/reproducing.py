@@ -18,7 +18,7 @@ from tokzoo.cli.figures import dot_plot, stack
 from tokzoo.errors import TokzooError
 from tokzoo.files import write_atomic
 from tokzoo.systems import find_system
-from tokzoo.train.claims import Verdict, judge
+from tokzoo.train.claims import Claim, Verdict, judge
 from tokzoo.version import code_version
 
 
@@ -39,7 +39,8 @@ def reproduce(
   Args:
     slug: the system; tokzoo list shows them.
     out: the report goes to OUT/SLUG.
-    claims: numbers of the claims to measure, from 1; all by default.
+    claims: numbers of the claims to measure, from 1; all by default. Of the others the report
+      keeps what it says already, where sentence and setting are still the same.
     seeds: instead of the claims' own seeds.
     json: print numbers.json instead of the table.
   """
@@ -51,17 +52,23 @@ def reproduce(
     raise TokzooError(
       f"{slug} has the claims 1 to {len(every)}, there is no claim {wrong[0]}."
     )
-  chosen = [claim for n, claim in enumerate(every, 1) if not claims or n in claims]
-  verdicts, seconds = [], []
-  for number, claim in enumerate(chosen, 1):
-    note(f"claim {number} of {len(chosen)}: {claim.sentence}.")
+  folder = out / slug
+  entries: list[dict[str, Any]] = []
+  verdicts: list[Verdict] = []
+  for number, claim in enumerate(every, 1):
+    if claims and number not in claims:
+      entry = _measured_before(folder, claim)
+      if entry is not None:
+        entries.append(entry)
+        verdicts.append(_verdict(claim, entry))
+      continue
+    note(f"claim {number} of {len(every)}: {claim.sentence}.")
     started = time.perf_counter()
     if seeds:
       claim = dataclasses.replace(claim, seeds=seeds)
     verdicts.append(judge(claim, lambda text: note(f"  {text}")))
-    seconds.append(time.perf_counter() - started)
-  numbers = _numbers(slug, verdicts, seconds)
-  folder = out / slug
+    entries.append(_entry(verdicts[-1], time.perf_counter() - started))
+  numbers = {"system": slug, **_here(), "claims": entries}
   write_atomic(
     folder / "numbers.json", (json_module.dumps(numbers, indent=2) + "\n").encode()
   )
@@ -78,28 +85,46 @@ def reproduce(
   emit(numbers, json, render)
 
 
-def _numbers(
-  slug: str, verdicts: Sequence[Verdict], seconds: Sequence[float]
-) -> dict[str, Any]:
+def _here() -> dict[str, str]:
+  """What numbers are measured on and with."""
+  device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+  return {"device": device, "code_version": code_version()}
+
+
+def _entry(verdict: Verdict, seconds: float) -> dict[str, Any]:
+  """What numbers.json says of a claim that has just been measured."""
   return {
-    "system": slug,
-    "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-    "code_version": code_version(),
-    "claims": [
-      {
-        "claim": verdict.claim.sentence,
-        "source": verdict.claim.source,
-        "setting": verdict.claim.setting,
-        "verdict": verdict.sentence,
-        "holds": verdict.holds,
-        "means": verdict.means(),
-        "seeds": {str(seed): found for seed, found in verdict.numbers.items()},
-        "held": {str(seed): held for seed, held in verdict.held.items()},
-        "seconds": round(spent, 1),
-      }
-      for verdict, spent in zip(verdicts, seconds, strict=True)
-    ],
+    "claim": verdict.claim.sentence,
+    "source": verdict.claim.source,
+    "setting": verdict.claim.setting,
+    "verdict": verdict.sentence,
+    "holds": verdict.holds,
+    "means": verdict.means(),
+    "seeds": {str(seed): found for seed, found in verdict.numbers.items()},
+    "held": {str(seed): held for seed, held in verdict.held.items()},
+    "seconds": round(seconds, 1),
+    **_here(),
   }
+
+
+def _measured_before(folder: Path, claim: Claim) -> dict[str, Any] | None:
+  """The entry of a claim in the report that is there; None where it says nothing of it."""
+  path = folder / "numbers.json"
+  if not path.is_file():
+    return None
+  former = json_module.loads(path.read_text())
+  for entry in former["claims"]:
+    if (entry["claim"], entry["setting"]) == (claim.sentence, claim.setting):
+      # Reports once had one device and one version for all claims.
+      return {name: former[name] for name in ("device", "code_version")} | entry
+  return None
+
+
+def _verdict(claim: Claim, entry: dict[str, Any]) -> Verdict:
+  """The verdict that an entry was made of."""
+  seeds = {int(seed): found for seed, found in entry["seeds"].items()}
+  held = {int(seed): found for seed, found in entry["held"].items()}
+  return Verdict(dataclasses.replace(claim, seeds=tuple(seeds)), seeds, held)
 
 
 def _distinct(verdicts: Sequence[Verdict]) -> list[Verdict]:
@@ -130,6 +155,13 @@ def _panels(verdict: Verdict) -> list[np.ndarray]:
   return panels
 
 
+def _elsewhere(claim: dict[str, Any], numbers: dict[str, Any]) -> str:
+  """Where a claim was measured, unless it is what the report's first lines say."""
+  by = f"{claim['device']}, tokzoo {claim['code_version']}"
+  is_same = by == f"{numbers['device']}, tokzoo {numbers['code_version']}"
+  return "" if is_same else f" on {by}"
+
+
 def _report(title: str, numbers: dict[str, Any], tables: Sequence[dict]) -> str:
   lines = [
     f"# {title}",
@@ -146,7 +178,7 @@ def _report(title: str, numbers: dict[str, Any], tables: Sequence[dict]) -> str:
       f"## {index}. {claim['claim']}",
       "",
       f"**{claim['verdict'][0].upper()}{claim['verdict'][1:]}.** Source: {claim['source']}. "
-      f"Setting: {claim['setting']}. {claim['seconds']:.0f} s.",
+      f"Setting: {claim['setting']}. {claim['seconds']:.0f} s{_elsewhere(claim, numbers)}.",
       "",
     ]
     same = [n for n, found in shown_before if found == claim["seeds"]]
