@@ -49,6 +49,10 @@ def any_tokens(draw) -> Tokens:
     fields["mask"] = jnp.asarray(draw(hnp.arrays(bool, (batch, length))))
   if draw(st.booleans()):
     fields["grid"] = (1, length)
+  if draw(st.booleans()):
+    positive = st.floats(min_value=2.0**-20, max_value=2.0**20, width=32)
+    scales = draw(hnp.arrays(np.float32, (batch, draw(SIDES)), elements=positive))
+    fields["scale"] = jnp.asarray(scales)
   if kind == "packed":
     shape = (batch, length, draw(st.integers(1, 70)))
     return Tokens.from_bits(jnp.asarray(draw(hnp.arrays(bool, shape))), **fields)
@@ -176,10 +180,35 @@ def test_files_that_are_something_else(tmp_path):
 def test_a_newer_format_asks_for_an_upgrade(tmp_path, monkeypatch):
   path = tmp_path / "picture.tok"
   monkeypatch.setattr("tokzoo.tokens.VERSION", 10)
-  save_tokens(path, binary())
+  save_tokens(path, binary(scale=jnp.ones((2, 1))))
   monkeypatch.setattr("tokzoo.tokens.VERSION", 9)
   with pytest.raises(TokzooError, match=r"token format 10.* up to 9: upgrade"):
     load_tokens(path)
+
+
+def test_only_files_with_scales_differ(tmp_path):
+  plain, scaled = tmp_path / "plain.tok", tmp_path / "scaled.tok"
+  save_tokens(plain, binary())
+  save_tokens(scaled, binary(scale=jnp.full((2, 3), 0.25)))
+  arrays, header = read_safetensors(plain, "token file")
+  assert set(arrays) == {"packed"} and header["version"] == "2"
+  arrays, header = read_safetensors(scaled, "token file")
+  assert set(arrays) == {"packed", "scale"} and header["version"] == "3"
+  assert binary(scale=jnp.ones((2, 3))).total_bits == binary().total_bits + 6 * 32
+
+
+@pytest.mark.parametrize(
+  ("scale", "message"),
+  [
+    (np.ones((3, 1), np.float32), r"float32\[2, S\]; this one is float32\[3, 1\]"),
+    (np.ones(2, np.float32), r"this one is float32\[2\]"),
+    (np.zeros((2, 1), np.float32), "finite and above 0"),
+    (np.full((2, 1), np.nan, np.float32), "finite and above 0"),
+  ],
+)
+def test_scales_that_are_not_sound_are_refused(scale, message):
+  with pytest.raises(TokzooError, match=message):
+    binary(scale=jnp.asarray(scale)).check()
 
 
 def test_another_tokenizers_tokens_are_refused(tmp_path):

@@ -13,7 +13,8 @@ A token is one of three things, and `Tokens` holds exactly one of them:
   values  float32[B, L, D], a continuous token
 
 The file format is safetensors with a header in its metadata: format and version, layout,
-the system and the weights that made the tokens, and a digest over header and arrays. Ids and
+the system and the weights that made the tokens, and a digest over header and arrays. Tokens
+of some codecs come with side information, `scale`, which is kept as float32. Ids and
 binary tokens are one stream of bits, the first token's least significant bit first: 32 ids
 below 4,096 are 48 bytes. Tokens that a mask leaves out are not kept; they come back as zeros.
 """
@@ -34,8 +35,9 @@ from tokzoo.files import digest, read_safetensors, to_safetensors, write_atomic
 from tokzoo.kernels.bit_packing import pack, unpack, words_per_token
 
 FORMAT = "tokzoo-tokens"
-VERSION = 2
-"""1 kept ids as int32 and binary tokens as whole words; it is still read."""
+VERSION = 3
+"""1 kept ids as int32 and binary tokens as whole words, 2 had no scales; both are read, and
+tokens without a scale are still written as 2."""
 _KINDS = ("ids", "packed", "values")
 
 
@@ -60,6 +62,8 @@ class Tokens(struct.PyTreeNode):
   packed:  uint32[B, L, ceil(bits / 32)]
   values:  float32[B, L, D]
   mask:    bool[B, L], True where a token is kept (adaptive lengths, padding); None: all
+  scale:   float32[B, S] above 0, side information that decoding needs: the loudness of each
+           of S chunks that a codec has divided by (EnCodec 48 kHz); None: there is none
   vocab:   number of codes per id, static
   bits:    bits per binary token, static
   grid:    the shape that L unfolds to, static: (L,) for a 1D tokenizer
@@ -70,6 +74,7 @@ class Tokens(struct.PyTreeNode):
   packed: UInt32[Array, "B L w"] | None = None
   values: Float[Array, "B L D"] | None = None
   mask: Bool[Array, "B L"] | None = None
+  scale: Float[Array, "B S"] | None = None
   vocab: int | None = struct.field(pytree_node=False, default=None)
   bits: int | None = struct.field(pytree_node=False, default=None)
   grid: tuple[int, ...] | None = struct.field(pytree_node=False, default=None)
@@ -131,11 +136,13 @@ class Tokens(struct.PyTreeNode):
 
   @property
   def total_bits(self) -> float:
-    """Bits of all tokens that are kept, of the whole batch. Reads the mask: not for jit."""
+    """Bits of all tokens that are kept and of the scales, of the whole batch. Reads the mask:
+    not for jit."""
     kept = self.batch * self.length
     if self.mask is not None:
       kept = int(np.asarray(self.mask).sum())
-    return kept * self.bits_per_token
+    scales = 0 if self.scale is None else self.scale.size
+    return kept * self.bits_per_token + 32 * scales
 
   def unpacked(self) -> Bool[Array, "B L m"]:
     """The bits of binary tokens.
@@ -171,6 +178,8 @@ class Tokens(struct.PyTreeNode):
         f"the mask is bool{list(places)}; this one is {self.mask.dtype}"
         f"{list(self.mask.shape)}."
       )
+    if self.scale is not None:
+      _check_scale(np.asarray(self.scale), array.shape[0])
     if self.grid is not None and int(np.prod(self.grid)) != array.shape[1]:
       raise TokzooError(
         f"{array.shape[1]} tokens cannot unfold to the grid {self.grid}: "
@@ -225,9 +234,12 @@ def save_tokens(
   arrays = {tokens.kind: _to_stream(tokens, array)}
   if tokens.mask is not None:
     arrays["mask"] = _packed_bits(np.asarray(tokens.mask))
+  if tokens.scale is not None:
+    arrays["scale"] = np.asarray(tokens.scale)
   header = {
     "format": FORMAT,
-    "version": str(VERSION),
+    # Who reads only version 2 must not decode without the scales.
+    "version": "2" if tokens.scale is None else str(VERSION),
     "system": tokens.origin.system,
     "weights": tokens.origin.weights,
     "layout": json.dumps(
@@ -283,6 +295,7 @@ def load_tokens(
   fields: dict[str, Any] = {
     layout["kind"]: array,
     "mask": mask,
+    "scale": arrays.get("scale"),
     "vocab": layout["vocab"],
     "bits": layout["bits"],
     "grid": tuple(layout["grid"]) if layout["grid"] else None,
@@ -375,6 +388,16 @@ def _check_packed(array: np.ndarray, bits: int) -> None:
       f"a bit above the {bits} bits of a token is set: the tokens are corrupt, or were "
       "packed with another number of bits."
     )
+
+
+def _check_scale(scale: np.ndarray, batch: int) -> None:
+  if scale.dtype != np.float32 or scale.ndim != 2 or scale.shape[0] != batch:
+    raise TokzooError(
+      f"the scale of {batch} rows of tokens is float32[{batch}, S]; this one is "
+      f"{_layout(scale)}."
+    )
+  if not (np.isfinite(scale).all() and (scale > 0).all()):
+    raise TokzooError("scales are finite and above 0; these are not: encode again.")
 
 
 def _check_values(array: np.ndarray) -> None:

@@ -22,6 +22,7 @@ from tokzoo.quantizers.random_projection import RandomProjection
 from tokzoo.quantizers.regularizers import Diversity, Entropy, Orthogonal
 from tokzoo.quantizers.residual import (
   Beam,
+  ChosenDropout,
   ItemDropout,
   LevelDropout,
   Residual,
@@ -45,6 +46,7 @@ __all__ = [
   "Averages",
   "Beam",
   "Binary",
+  "ChosenDropout",
   "Directional",
   "Diversity",
   "Ema",

@@ -76,6 +76,19 @@ class ItemDropout:
 
 
 @dataclasses.dataclass(frozen=True)
+class ChosenDropout:
+  """Quantizer dropout as in EnCodec: one number of levels for the batch, of a few."""
+
+  choices: tuple[int, ...]
+  """Each as likely as another, in 1 ... M."""
+
+  def __call__(self, key: PRNGKeyArray, batch: int, depth: int) -> Int[Array, "B"]:
+    """int32[B], how many levels each item uses."""
+    used = jax.random.choice(key, jnp.asarray(self.choices, jnp.int32))
+    return jnp.full(batch, jnp.minimum(used, depth), jnp.int32)
+
+
+@dataclasses.dataclass(frozen=True)
 class Beam:
   """Encodes by the best of `width` partial sums instead of greedily.
 
@@ -137,7 +150,7 @@ class Residual(nn.Module):
   levels: tuple[Any, ...]
   depth: int | None = None
   gradient: ResidualGradient = "vqp"
-  dropout: LevelDropout | ItemDropout | None = None
+  dropout: LevelDropout | ItemDropout | ChosenDropout | None = None
   beam: Beam | None = None
   soft_clamp: tuple[float, ...] | None = None
 
@@ -189,8 +202,21 @@ class Residual(nn.Module):
     z: Float[Array, "B L D"],
     mask: Bool[Array, "B L"] | None = None,
     train: bool = False,
+    num_levels: int | None = None,
   ) -> Quantized:
-    """Quantizes latents of any float dtype."""
+    """Quantizes latents of any float dtype.
+
+    Args:
+      z: latents.
+      mask: the positions that count.
+      train: whether losses are computed and codebooks move.
+      num_levels: only the first so many, Q of what is returned; None: all. Without a beam
+        search, which is joint.
+    """
+    if num_levels is not None and (self.beam or not 1 <= num_levels <= self.id_groups):
+      raise ValueError(f"{num_levels} levels of {self.id_groups}, beam {self.beam}.")
+    if self.is_initializing():
+      num_levels = None
     if z.shape[-1] != self.dim:
       raise ValueError(
         f"residual levels of {self.dim} features, latents of {z.shape[-1]}."
@@ -200,7 +226,7 @@ class Residual(nn.Module):
     chosen = self._search(z) if self.beam else None
     residual, total = z, jnp.zeros_like(z)
     outs, inputs = [], []
-    for place, level in enumerate(self._stack()):
+    for place, level in enumerate(self._stack()[:num_levels]):
       options: dict[str, Any] = {} if chosen is None else {"ids": chosen[..., place]}
       if self.depth is not None and hasattr(level, "observe"):
         options["observe"] = False
@@ -219,7 +245,7 @@ class Residual(nn.Module):
       values = jnp.where(mask[..., None], values, 0)
     ids = jnp.stack([out.ids for out in outs], axis=-1)
     by_level = {
-      name: jnp.stack([out.losses[name] for out in outs]) * shares
+      name: jnp.stack([out.losses[name] for out in outs]) * shares[:num_levels]
       for name in outs[0].losses
     }
     losses = {name: jnp.mean(loss) for name, loss in by_level.items()}

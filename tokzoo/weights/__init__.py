@@ -9,6 +9,7 @@ from tokzoo.weights.table import (
   POINTWISE,
   Row,
   Rule,
+  Step,
   Table,
   Transform,
   conv2d_rules,
@@ -17,6 +18,7 @@ from tokzoo.weights.table import (
   linear_rules,
   unflatten,
 )
+from tokzoo.weights.weight_norm import WeightNorm
 
 __all__ = [
   "CONV2D",
@@ -25,8 +27,10 @@ __all__ = [
   "POINTWISE",
   "Row",
   "Rule",
+  "Step",
   "Table",
   "Transform",
+  "WeightNorm",
   "conv2d_rules",
   "fingerprint",
   "flatten",

@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import flax.traverse_util
 import numpy as np
@@ -57,6 +57,14 @@ class Rule:
   transform: Transform = KEEP
 
 
+class Step(Protocol):
+  """A change of a whole state and its inverse, e.g. `weight_norm.WeightNorm`."""
+
+  def to_ours(self, state: State) -> State: ...
+
+  def to_authors(self, state: State) -> State: ...
+
+
 def linear_rules(key: str, path: str) -> tuple[Rule, Rule]:
   """A torch Linear with bias and a Linen Dense."""
   weight = Rule(f"{key}.weight", f"{path}/kernel", LINEAR)
@@ -87,11 +95,14 @@ class Table:
   ignore:    regular expressions over whole keys (buffers such as `num_batches_tracked`)
   averages:  what the keys of running averages begin with; the rest is the key of the
              parameter without its dots. Where a file holds both, the average counts
+  steps:     what happens to a whole state before the rules, in order, and after them on the
+             way back, in reverse: what no rule of one key can say
   """
 
   rules: tuple[Rule, ...]
   ignore: tuple[str, ...] = ()
   averages: str | None = None
+  steps: tuple[Step, ...] = ()
 
   def to_ours(self, state: State, like: Any) -> dict[str, Any]:
     """Converts the authors' state to our variables.
@@ -113,7 +124,10 @@ class Table:
     wanted = flatten(like)
     found: dict[str, np.ndarray] = {}
     report: list[Row] = []
-    for key, array in self._averaged(state).items():
+    state = self._averaged(state)
+    for step in self.steps:
+      state = step.to_ours(state)
+    for key, array in state.items():
       if any(re.fullmatch(pattern, key) for pattern in self.ignore):
         continue
       rule, path = self._match(key, forward=True)
@@ -152,7 +166,7 @@ class Table:
     for path, value in flatten(variables).items():
       rule, key = self._match(path, forward=False)
       state[key] = np.asarray(rule.transform.to_authors(np.asarray(value)), order="C")
-    return state
+    return dict(self._published(state))
 
   def published_shapes(self, like: Any) -> dict[str, tuple[int, ...]]:
     """Keys and shapes of a published file of a model of these shapes, without its arrays.
@@ -160,12 +174,18 @@ class Table:
     Raises:
       TokzooError: a parameter that no rule knows.
     """
-    shapes = {}
+    state = {}
     for path, leaf in flatten(like).items():
       rule, key = self._match(path, forward=False)
       one = np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
-      shapes[key] = rule.transform.to_authors(one).shape
-    return shapes
+      state[key] = rule.transform.to_authors(one)
+    return {key: array.shape for key, array in self._published(state).items()}
+
+  def _published(self, state: State) -> State:
+    """The steps' way back."""
+    for step in reversed(self.steps):
+      state = step.to_authors(state)
+    return state
 
   def _averaged(self, state: State) -> State:
     """The state with each parameter that has a running average replaced by it."""
