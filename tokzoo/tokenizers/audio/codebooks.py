@@ -1,21 +1,27 @@
-"""The residual codebooks of EnCodec and its descendants: moving averages in the collection
-`codebook`, started from k-means of the first training batch.
+"""The residual codebooks of the codecs.
 
-Differences from the released code, which concern training alone: its reset of dead codes is
-overwritten in the same step (`tokzoo.quantizers.EncodecReset`), here it has the effect that
-was meant; and the averages that it starts from k-means with forget how many tokens each mean
-had, here they do not.
+EnCodec and its descendants (`ema_residual`): moving averages in the collection `codebook`,
+started from k-means of the first training batch. Differences from the released code, which
+concern training alone: its reset of dead codes is overwritten in the same step
+(`tokzoo.quantizers.EncodecReset`), here it has the effect that was meant; and the averages
+that it starts from k-means with forget how many tokens each mean had, here they do not.
+
+DAC and its descendants (`factorized_residual`): codes of 8 features between projections,
+searched by angle, learnt by gradient descent.
 """
 
 from typing import Literal
 
 import numpy as np
 
+from tokzoo.nn.conv1d import POINTWISE1D
 from tokzoo.quantizers import (
   ChosenDropout,
   Ema,
+  ItemDropout,
   KMeans,
   LevelDropout,
+  Projected,
   ResetBelow,
   Residual,
   VectorQuantizer,
@@ -79,4 +85,34 @@ def ema_rules(
     Rule(f"{stem}.embed_avg", f"{ours}/sums"),
     Rule(f"{stem}.cluster_size", f"{ours}/counts"),
     Rule(f"{stem}.inited", f"{ours}/is_started", FLAG),
+  )
+
+
+def factorized_residual(
+  num_codebooks: int, num_codes: int, code_dim: int, dim: int, dropout: float = 0.0
+) -> Residual:
+  """Residual VQ as in DAC: the value of a code is its own length, whatever finds it.
+
+  Args:
+    num_codebooks: Q.
+    num_codes: K of each.
+    code_dim: features of a code.
+    dim: features of the latents.
+    dropout: share of a training batch whose number of codebooks is drawn.
+  """
+  level = VectorQuantizer(num_codes, code_dim, metric="angular", update=None)
+  levels = tuple(Projected(level.clone(), dim) for _ in range(num_codebooks))
+  drawn = ItemDropout(dropout) if dropout else None
+  return Residual(levels, gradient="dac", dropout=drawn)
+
+
+def factorized_rules(key: str, path: str = "params/quantizer") -> tuple[Rule, ...]:
+  """The rules of `factorized_residual`, `{key}.{q}.in_proj`, `.codebook`, `.out_proj`."""
+  ours = f"{path}/levels_{{q}}"
+  return (
+    Rule(f"{key}.{{q}}.in_proj.weight", f"{ours}/project_in/kernel", POINTWISE1D),
+    Rule(f"{key}.{{q}}.in_proj.bias", f"{ours}/project_in/bias"),
+    Rule(f"{key}.{{q}}.out_proj.weight", f"{ours}/project_out/kernel", POINTWISE1D),
+    Rule(f"{key}.{{q}}.out_proj.bias", f"{ours}/project_out/bias"),
+    Rule(f"{key}.{{q}}.codebook.weight", f"{ours}/quantizer/codes"),
   )
