@@ -5,15 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.parity import dac, encodec
+from tests.parity import dac, encodec, mimi, snac
 from tests.parity.base import compare
 from tests.parity.run import main
 from tokzoo.files import read_safetensors
 from tokzoo.weights import write_safetensors
 
 DATA = Path(__file__).parent / "data"
-KINDS = set().union(*(module.COMPARISONS for module in (encodec, dac)))
-PREFIXES = ("encodec", "dac")
+KINDS = set().union(*(module.COMPARISONS for module in (encodec, dac, mimi, snac)))
+PREFIXES = ("encodec", "dac", "mimi", "snac")
 FIXTURES = sorted(p for prefix in PREFIXES for p in DATA.glob(f"{prefix}*.safetensors"))
 
 

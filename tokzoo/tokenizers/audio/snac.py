@@ -136,7 +136,9 @@ class StridedResidual(nn.Module):
       values = jnp.repeat(out.values, stride, axis=1)
       residual, total = residual - values, total + values
       outs.append(out)
-    losses = {name: sum(out.losses[name] for out in outs) for name in outs[0].losses}
+    losses = {
+      n: jnp.stack([out.losses[n] for out in outs]).sum() for n in outs[0].losses
+    }
     stats = {"counts": jnp.stack([out.stats["counts"] for out in outs])}
     ids = [out.ids for out in outs]
     return Quantized(total, ids[-1], losses, stats), ids

@@ -41,6 +41,7 @@ def check_encode(
   num_codebooks: int | None,
   most: int,
   num_tokens: int | None,
+  least: int = 1,
 ) -> None:
   """Raises TokzooError unless `encode` can do what it is asked for.
 
@@ -51,11 +52,12 @@ def check_encode(
     num_codebooks: asked for; None: all.
     most: codebooks of the model.
     num_tokens: frames asked for; None: as many as there are.
+    least: codebooks that cannot be left out.
   """
   check_audio(shape, channels)
-  if num_codebooks is not None and not 1 <= num_codebooks <= most:
+  if num_codebooks is not None and not least <= num_codebooks <= most:
     raise TokzooError(
-      f"{num_codebooks} codebooks were asked for; this model has 1 to {most}."
+      f"{num_codebooks} codebooks were asked for; this model has {least} to {most}."
     )
   if num_tokens not in (None, frames):
     raise TokzooError(
@@ -64,13 +66,16 @@ def check_encode(
     )
 
 
-def read_ids(tokens: Tokens, num_codes: int, most: int) -> Int[Array, "B L Q"]:
+def read_ids(
+  tokens: Tokens, num_codes: int, most: int, least: int = 1
+) -> Int[Array, "B L Q"]:
   """The ids of a codec's tokens.
 
   Args:
     tokens: ids [B, L, Q], or [B, L] of a single codebook.
     num_codes: K of the model.
     most: codebooks of the model; fewer are the coarsest ones.
+    least: codebooks that cannot be left out.
 
   Raises:
     TokzooError: tokens of another kind, codebook or number of codebooks, none at all, or ids
@@ -83,9 +88,9 @@ def read_ids(tokens: Tokens, num_codes: int, most: int) -> Int[Array, "B L Q"]:
       f"{codes}: decode with the codec that made them."
     )
   ids = tokens.ids if tokens.ids.ndim == 3 else tokens.ids[..., None]
-  if not 1 <= ids.shape[2] <= most:
+  if not least <= ids.shape[2] <= most:
     raise TokzooError(
-      f"these tokens have {ids.shape[2]} codebooks, this codec has 1 to {most}: decode with "
+      f"these tokens have {ids.shape[2]} codebooks, this codec has {least} to {most}: decode with "
       "the codec that made them."
     )
   if ids.shape[1] == 0:
