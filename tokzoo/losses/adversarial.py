@@ -63,3 +63,24 @@ def adaptive_weight(
     for loss in (felt, fooling)
   ]
   return jax.lax.stop_gradient(jnp.clip(norms[0] / (norms[1] + 1e-4), 0, 1e4))
+
+
+def least_squares_discriminator(real: Array, fake: Array) -> Float[Array, ""]:
+  """(1 - real)^2 + fake^2 (LSGAN, arXiv 1611.04076)."""
+  real, fake = real.astype(jnp.float32), fake.astype(jnp.float32)
+  return jnp.square(1 - real).mean() + jnp.square(fake).mean()
+
+
+def least_squares_generator(fake: Array) -> Float[Array, ""]:
+  """(1 - fake)^2."""
+  return jnp.square(1 - fake.astype(jnp.float32)).mean()
+
+
+def margin_discriminator(real: Array, fake: Array) -> Float[Array, ""]:
+  """max(0, 1 - real) + max(0, 1 + fake): the hinge without the half (EnCodec)."""
+  return 2.0 * hinge_discriminator(real, fake)
+
+
+def margin_generator(fake: Array) -> Float[Array, ""]:
+  """max(0, 1 - fake): a generator's hinge that stops at the margin (EnCodec)."""
+  return jax.nn.relu(1 - fake.astype(jnp.float32)).mean()

@@ -1,5 +1,6 @@
 """Metrics: states that merge over batches and hosts."""
 
+from tokzoo.metrics.audio import SISNR, mel_distance, si_sdr, si_snr
 from tokzoo.metrics.codebook import BitEntropy, BitsPerPixel, CodebookUsage
 from tokzoo.metrics.distributions import (
   FrechetDistance,
@@ -13,6 +14,7 @@ from tokzoo.metrics.state import Mean, Metric
 
 __all__ = [
   "PSNR",
+  "SISNR",
   "SSIM",
   "BitEntropy",
   "BitsPerPixel",
@@ -24,5 +26,8 @@ __all__ = [
   "Moments",
   "PrecisionRecall",
   "frechet_distance",
+  "mel_distance",
+  "si_sdr",
+  "si_snr",
   "ssim",
 ]
