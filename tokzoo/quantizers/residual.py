@@ -213,6 +213,16 @@ class Residual(nn.Module):
       num_levels: only the first so many, Q of what is returned; None: all. Without a beam
         search, which is joint.
     """
+    return self.quantize_levels(z, mask, train, num_levels)[0]
+
+  def quantize_levels(
+    self,
+    z: Float[Array, "B L D"],
+    mask: Bool[Array, "B L"] | None = None,
+    train: bool = False,
+    num_levels: int | None = None,
+  ) -> tuple[Quantized, tuple[Float[Array, "B L D"], ...]]:
+    """As `__call__`, and beside it the value of each level, with that level's gradient."""
     if num_levels is not None and (self.beam or not 1 <= num_levels <= self.id_groups):
       raise ValueError(f"{num_levels} levels of {self.id_groups}, beam {self.beam}.")
     if self.is_initializing():
@@ -252,7 +262,8 @@ class Residual(nn.Module):
     stats = {
       name: _stack_padded([out.stats[name] for out in outs]) for name in outs[0].stats
     }
-    return Quantized(values, ids, losses, stats | by_level)
+    quantized = Quantized(values, ids, losses, stats | by_level)
+    return quantized, tuple(out.values for out in outs)
 
   def ids_to_codes(self, ids: Int[Array, "*N Q"]) -> Float[Array, "*N D"]:
     """The sum of the codes of ids in [0, K). An id of -1 adds 0, and the ids may be those of

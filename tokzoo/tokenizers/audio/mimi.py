@@ -249,7 +249,7 @@ class SplitQuantizer(nn.Module):
     semantic = self.semantic_out(first.values) if project else first.values
     more = (num_codebooks or c.num_codebooks) - c.num_semantic
     if not more and not self.is_initializing():
-      return first.replace(values=semantic), semantic
+      return dataclasses.replace(first, values=semantic), semantic
     rest = self.acoustic(
       self.acoustic_in(z) if project else z, train=train, num_levels=more or None
     )
