@@ -108,7 +108,7 @@ def kernels(
 
 
 def train(
-  turns: int = 7, batch_size: int = 8, steps: int = 72, json: bool = False
+  turns: int = 7, batch_size: int = 8, steps: int = 300, json: bool = False
 ) -> None:
   """Times the trainer on a tiny TiTok-like tokenizer, with the same written in PyTorch.
 
@@ -148,8 +148,8 @@ def train(
       "lost outside the step": f"{loop.lost:.1%}",
       "waiting for data": f"{loop.data_wait:.2%}",
       "a log line": f"{1e3 * loop.log_seconds:.1f} ms",
-      "first save": f"{loop.first_save_steps:.2f} steps",
-      "later saves": f"{loop.save_steps:.2f} steps, median of {loop.saves}",
+      "a save holds up": f"{loop.save_steps:.2f} steps, median of {loop.saves}",
+      "and costs in all": f"{loop.save_costs_steps:.2f} steps",
       "compiling, cold": f"{report.compile_seconds['cold']:.1f} s",
       "compiling, warm": f"{report.compile_seconds['warm']:.1f} s",
     }

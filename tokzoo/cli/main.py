@@ -93,7 +93,11 @@ def _quiet_start() -> None:
   _import_jax()
   import jax
 
+  from tokzoo.machines.allocator import keep_freed_memory
   from tokzoo.places import cache_dir
+
+  if jax.config.jax_platforms == "cpu":
+    keep_freed_memory()
 
   # A second start of the same command compiles nothing.
   jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "jax"))

@@ -12,6 +12,7 @@ the arrays as they were on the device. A new checkpoint is read back before an o
 deleted.
 """
 
+import concurrent.futures
 import contextlib
 import hashlib
 import json
@@ -29,7 +30,7 @@ import orbax.checkpoint as ocp
 
 from tokzoo.errors import TokzooError
 from tokzoo.train import hosts
-from tokzoo.train.digest import host_digest, inspect
+from tokzoo.train.digest import Looks, host_digest, look, told
 from tokzoo.train.mesh import named_leaves
 from tokzoo.train.quiet import quieten
 from tokzoo.train.state import TrainState
@@ -74,6 +75,8 @@ class Checkpoints:
     self._keep = keep
     self._read_only = read_only
     self._unverified: dict[int, Mapping[str, Sequence[Any]]] = {}
+    self._reader = concurrent.futures.ThreadPoolExecutor(1, "read-back")
+    self._reading: concurrent.futures.Future[str | None] | None = None
     self._heard = quieten()
     self._has_failed = False
     if not read_only:
@@ -84,6 +87,12 @@ class Checkpoints:
         options=ocp.CheckpointManagerOptions(
           step_format_fixed_length=8, read_only=read_only, create=not read_only
         ),
+        item_handlers={
+          # Mantissas of weights are noise: zstd takes off a twelfth, for more time than
+          # all the rest of a save.
+          "state": ocp.PyTreeCheckpointHandler(use_compression=False),
+          "about": ocp.JsonCheckpointHandler(),
+        },
       )
     except OSError as error:
       raise TokzooError(
@@ -94,12 +103,19 @@ class Checkpoints:
     """Steps of the whole checkpoints, oldest first."""
     return sorted(self._manager.all_steps())
 
-  def save(self, state: TrainState, about: Mapping[str, Any]) -> None:
+  def look(self, state: TrainState) -> Looks:
+    """Sends for what `save` must know of a state, and does not wait for it."""
+    return look(named_leaves(state), state.step.sharding)
+
+  def save(
+    self, state: TrainState, about: Mapping[str, Any], looks: Looks | None = None
+  ) -> None:
     """Copies the state off the device and returns; writing goes on in the background.
 
     Args:
       state: of global arrays.
       about: JSON values to keep with it.
+      looks: of `look`, if that was called while the device was busy.
 
     Raises:
       TokzooError: the state is not finite, or this or the save before could not be written.
@@ -108,7 +124,7 @@ class Checkpoints:
     self._heard.take_failure()  # of another run in this process
     arrays = named_leaves(state)
     step = int(state.step)
-    digests, bad = inspect(arrays, state.step.sharding)
+    digests, bad = told(self.look(state) if looks is None else looks)
     if bad is not None:
       raise TokzooError(
         f"the state after step {step} is not finite ({bad}) and was not saved; "
@@ -118,27 +134,35 @@ class Checkpoints:
       name: [array.dtype.name, list(array.shape), digests[name]]
       for name, array in arrays.items()
     }
-    told = {"format": FORMAT, "step": step, **about, "arrays": layout}
-    told["sha256"] = _sha256(told)
+    written = {"format": FORMAT, "step": step, **about, "arrays": layout}
+    written["sha256"] = _sha256(written)
     with self._save_errors(step):
       self._manager.save(
         step,
         args=ocp.args.Composite(
-          state=ocp.args.PyTreeSave(arrays), about=ocp.args.JsonSave(told)
+          state=ocp.args.PyTreeSave(arrays), about=ocp.args.JsonSave(written)
         ),
         force=True,
       )
     self._unverified[step] = layout
 
   def poll(self) -> None:
-    """Notices a save that is done, without waiting. Cheap: called after every step.
+    """Notices a save that is done, and has it read back behind the steps, without waiting.
+
+    Cheap: called after every step.
 
     Raises:
-      TokzooError: the save failed.
+      TokzooError: the save failed, or reads back differently.
     """
     # Several processes would come here at different steps; they settle at the next save.
-    idle = not self._manager.is_saving_in_progress()
-    if self._unverified and jax.process_count() == 1 and idle:
+    if not self._unverified or jax.process_count() > 1:
+      return
+    if self._reading is None and not self._manager.is_saving_in_progress():
+      (step, layout), *_ = self._unverified.items()
+      with self._save_errors(step):
+        self._manager.wait_until_finished()  # raises what made it fail
+      self._reading = self._reader.submit(self._read_back, step, layout)
+    if self._reading is not None and self._reading.done():
       self.settle()
 
   def settle(self) -> None:
@@ -150,7 +174,8 @@ class Checkpoints:
     for step, layout in list(self._unverified.items()):
       with self._save_errors(step):
         self._wait_for_save()
-        fault = self._read_back(step, layout)
+        reading, self._reading = self._reading, None
+        fault = reading.result() if reading else self._read_back(step, layout)
         if hosts.any_host(fault is not None):
           raise Damaged(fault or "another host read back something else")
       del self._unverified[step]
@@ -269,6 +294,7 @@ class Checkpoints:
 
   def close(self) -> None:
     """Gives up what is under way; `settle` first to wait for it."""
+    self._reader.shutdown(cancel_futures=True)
     if self._has_failed and jax.process_count() > 1:
       return  # Orbax would wait for the other processes, which wait for this one
     with contextlib.suppress(
@@ -286,7 +312,7 @@ class Checkpoints:
       item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted)
     )
     arrays = self._read(step, "state", arguments)
-    for name, found in inspect(arrays, like.step.sharding)[0].items():
+    for name, found in told(look(arrays, like.step.sharding))[0].items():
       if found != about["arrays"][name][2]:
         raise Damaged(f"{name} does not agree with its digest")
     return arrays

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, UInt32
 
+from tokzoo.train.mesh import programs_in_flight
+
 _SALTS = (0x9E3779B9, 0x7F4A7C15)
 _CHUNK = 1 << 22
 """Elements that the host digests at a time, to bound its temporaries."""
@@ -51,19 +53,35 @@ def host_digest(array: np.ndarray) -> tuple[int, int]:
   return sums[0] % 2**32, sums[1] % 2**32
 
 
-def inspect(
-  arrays: Mapping[str, Array], everywhere: jax.sharding.Sharding
-) -> tuple[dict[str, list[int]], str | None]:
-  """The digest of every array, and the name of one that is not finite, or None.
+Looks = dict[str, tuple[UInt32[Array, "2"], Bool[Array, ""]]]
+"""By name, what `look` is about to find of an array."""
+
+
+def look(arrays: Mapping[str, Array], everywhere: jax.sharding.Sharding) -> Looks:
+  """Sends for the digest of every array, and for whether it is finite; `told` waits.
+
+  The device does it after what it was sent before: a step may be under way, and the arrays
+  may be given to the next one as soon as this returns.
 
   Args:
     arrays: global arrays by name.
     everywhere: the sharding that copies to all devices of their mesh.
   """
   # One small program per shape: one program over a large model's arrays compiles for
-  # minutes. Each is waited for: see `steps_in_flight` in loop.py.
-  look = jax.jit(_look, out_shardings=everywhere)
-  found = {name: jax.device_get(look(array)) for name, array in arrays.items()}
+  # minutes.
+  program = jax.jit(_look, out_shardings=everywhere)
+  waits = programs_in_flight(everywhere.device_set) == 0
+  found = {}
+  for name, array in arrays.items():
+    found[name] = program(array)
+    if waits:
+      jax.block_until_ready(found[name])
+  return found
+
+
+def told(looks: Looks) -> tuple[dict[str, list[int]], str | None]:
+  """The digest of every array, and the name of one that is not finite, or None."""
+  found = jax.device_get(looks)
   bad = [name for name, (_, is_finite) in found.items() if not is_finite]
   digests = {
     name: [int(half) for half in halves] for name, (halves, _) in found.items()

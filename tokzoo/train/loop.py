@@ -32,7 +32,13 @@ from tokzoo.errors import TokzooError, unknown
 from tokzoo.train import hosts
 from tokzoo.train.checkpoint import Checkpoints
 from tokzoo.train.evaluate import Batches, make_evaluate, make_pictures
-from tokzoo.train.mesh import check_batch, host_arrays, make_mesh, put_batch
+from tokzoo.train.mesh import (
+  check_batch,
+  host_arrays,
+  make_mesh,
+  programs_in_flight,
+  put_batch,
+)
 from tokzoo.train.recipe import Recipe
 from tokzoo.train.run_dir import load_run, open_run
 from tokzoo.train.serial import to_json
@@ -177,6 +183,8 @@ def _run(
   if done:
     # A kill may have come between a save and the evaluations of its step.
     watch.visit(state, done)
+  # Compiles what the first save asks, which would hold the steps up.
+  checkpoints.look(state)
   with stop_requests() as request:
     while done < recipe.steps and stopped_by is None:
       batch = put_batch(_next(batches, done), layout.mesh, recipe.batch_size)
@@ -189,8 +197,9 @@ def _run(
       if jax.process_count() == 1 or done % recipe.log_every == 0:
         stopped_by = hosts.any_name(request.name)
       if stopped_by or _due(done, recipe.save_every) or done == recipe.steps:
+        looks = checkpoints.look(state)  # behind the steps in flight
         meter.drain()
-        checkpoints.save(state, {**about, "data": batches.get_state()})
+        checkpoints.save(state, {**about, "data": batches.get_state()}, looks)
       if stopped_by is None and watch.is_due(done):
         meter.drain()
         watch.visit(state, done)
@@ -206,7 +215,7 @@ class _Meter:
     self, recipe: Recipe, layout: Layout, checkpoints: Checkpoints, log: Log
   ):
     self._every = recipe.log_every
-    self._lag = steps_in_flight(layout.mesh)
+    self._lag = programs_in_flight(layout.mesh.devices.flat)
     self._players = layout.assignment
     self._checkpoints = checkpoints
     self._log = log
@@ -322,17 +331,6 @@ class _Watch:
         break
       for name, image in self._draw(state.variables(), batch).items():
         self._log.picture(step, name, image)
-
-
-def steps_in_flight(mesh: Mesh) -> int:
-  """How many steps may be sent ahead of the one that is waited for.
-
-  Two keep an accelerator busy: one to compute and one to come. Simulated devices share one
-  pool of threads, and a collective of a later step that waits in it for its partners can
-  keep those out for ever, so there a step is waited for at once.
-  """
-  simulated = mesh.devices.flat[0].platform == "cpu" and mesh.devices.size > 1
-  return 0 if simulated else 2
 
 
 def _check(recipe: Recipe) -> None:

@@ -9,7 +9,7 @@ them (`ambient`).
 
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -195,6 +195,18 @@ def shardings(
       "remove it."
     )
   return placed
+
+
+def programs_in_flight(devices: Iterable[Any]) -> int:
+  """How many programs may be sent ahead of the one that is waited for.
+
+  Two keep an accelerator busy: one to compute and one to come. Simulated devices share one
+  pool of threads, and a collective of a later program that waits in it for its partners can
+  keep those out for ever, so there each is waited for at once.
+  """
+  devices = list(devices)
+  simulated = devices[0].platform == "cpu" and len(devices) > 1
+  return 0 if simulated else 2
 
 
 def _fsdp_spec(shape: tuple[int, ...], parts: int) -> PartitionSpec:
