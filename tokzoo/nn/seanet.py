@@ -23,10 +23,13 @@ gives, which is folded at conversion and not a way of training here; biases star
 
 import dataclasses
 import math
+import re
+from collections.abc import Mapping
 from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from flax.linen.dtypes import promote_dtype
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
@@ -369,3 +372,28 @@ def seanet_rules(
     *snake_rules(f"{stem}.block.{{j}}", f"{layer}/block_{{j}}"),
     Rule(f"{stem}.lstm.{{x}}", f"{layer}/lstm/{{x}}"),
   )
+
+
+class TransposedNames:
+  """A step of a table that writes EnCodec's own names: which convolutions are transposed.
+
+  Both kinds have one name in ours. Of the decoder's outermost convolutions all but the first
+  and the last are transposed.
+  """
+
+  def to_ours(self, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same: either name is read."""
+    return dict(state)
+
+  def to_authors(self, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The state with `convtr.convtr` where it stands in published files."""
+    outer = r"decoder\.model\.(\d+)\.conv\.(conv|norm)\."
+    places = {int(m[1]) for key in state if (m := re.match(outer, key))}
+    told = {}
+    for key, array in state.items():
+      found = re.match(outer, key)
+      if found and min(places) < int(found[1]) < max(places):
+        name = {"conv": "convtr.convtr", "norm": "convtr.norm"}[found[2]]
+        key = f"decoder.model.{found[1]}.{name}." + key[found.end() :]
+      told[key] = array
+    return told

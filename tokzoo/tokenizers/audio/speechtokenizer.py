@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from tokzoo.contract import Output, Quantized
-from tokzoo.nn.seanet import Decoder, Encoder, SEANet, seanet_rules
+from tokzoo.nn.seanet import Decoder, Encoder, SEANet, TransposedNames, seanet_rules
 from tokzoo.quantizers import LevelDropout
 from tokzoo.tokenizers.audio.codebooks import ema_residual, ema_rules
 from tokzoo.tokenizers.audio.waves import (
@@ -188,5 +188,8 @@ WEIGHTS = Table(
     *ema_rules("quantizer.vq", form="original"),
     *linear_rules("transform", "params/transform"),
   ),
-  steps=(WeightNorm(weights=r"(en|de)coder\..*conv(tr)?\.weight"),),
+  steps=(
+    WeightNorm(weights=r"(en|de)coder\..*conv(tr)?\.weight"),
+    TransposedNames(),
+  ),
 )
