@@ -16,8 +16,11 @@ import concurrent.futures
 import contextlib
 import hashlib
 import json
+import os
 import re
 import shutil
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,7 +78,7 @@ class Checkpoints:
     self._keep = keep
     self._read_only = read_only
     self._unverified: dict[int, Mapping[str, Sequence[Any]]] = {}
-    self._reader = concurrent.futures.ThreadPoolExecutor(1, "read-back")
+    self._worker = concurrent.futures.ThreadPoolExecutor(1, "checkpoints", _step_back)
     self._reading: concurrent.futures.Future[str | None] | None = None
     self._heard = quieten()
     self._has_failed = False
@@ -137,13 +140,11 @@ class Checkpoints:
     written = {"format": FORMAT, "step": step, **about, "arrays": layout}
     written["sha256"] = _sha256(written)
     with self._save_errors(step):
-      self._manager.save(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.PyTreeSave(arrays), about=ocp.args.JsonSave(written)
-        ),
-        force=True,
+      items = ocp.args.Composite(
+        state=ocp.args.PyTreeSave(arrays), about=ocp.args.JsonSave(written)
       )
+      # By the worker, whose low priority the threads inherit that Orbax starts.
+      self._worker.submit(self._manager.save, step, args=items, force=True).result()
     self._unverified[step] = layout
 
   def poll(self) -> None:
@@ -161,7 +162,7 @@ class Checkpoints:
       (step, layout), *_ = self._unverified.items()
       with self._save_errors(step):
         self._manager.wait_until_finished()  # raises what made it fail
-      self._reading = self._reader.submit(self._read_back, step, layout)
+      self._reading = self._worker.submit(self._read_back, step, layout)
     if self._reading is not None and self._reading.done():
       self.settle()
 
@@ -294,7 +295,7 @@ class Checkpoints:
 
   def close(self) -> None:
     """Gives up what is under way; `settle` first to wait for it."""
-    self._reader.shutdown(cancel_futures=True)
+    self._worker.shutdown(cancel_futures=True)
     if self._has_failed and jax.process_count() > 1:
       return  # Orbax would wait for the other processes, which wait for this one
     with contextlib.suppress(
@@ -412,6 +413,12 @@ class Checkpoints:
         f"checkpoint {step} could not be saved ({_reason(error)}); {self.intact()}: "
         "mend the cause, for instance by freeing space, and start the run again."
       ) from error
+
+
+def _step_back() -> None:
+  """Lets the steps go first on cores that they share with this thread and its children."""
+  if sys.platform.startswith("linux"):  # where each thread has a priority of its own
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 def _check_layout(
