@@ -21,6 +21,7 @@ Differences from the source: see `tokzoo.nn.seanet` and `tokzoo.tokenizers.audio
 several chunks are computed as one batch; the entropy-coding language model is not here.
 """
 
+import bisect
 import dataclasses
 import math
 
@@ -123,7 +124,11 @@ class Config:
     # Only the last two chunks depend on the length, and their frames grow with it.
     tail = min(chunks, 2)
     before = self.frames(self.stride * (chunks - tail + 1))[:-1]
-    for samples in range((tail - 1) * self.stride + 1, tail * self.stride + 1):
+    lengths = range((tail - 1) * self.stride + 1, tail * self.stride + 1)
+    least = bisect.bisect_left(
+      lengths, total - sum(before), key=lambda samples: sum(self.frames(samples))
+    )
+    for samples in lengths[least : least + 1]:
       found = before + self.frames(samples)
       if sum(found) == total:
         return found
