@@ -34,6 +34,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -299,7 +300,7 @@ def _crops(split: str, seed: int = 0) -> Iterator[Batch]:
 
 def _error(model: Config, variables: Variables) -> float:
   """Mean squared error of held-out reconstructions, images in [-1, 1]."""
-  module = model.build()
+  module: Any = model.build()
   run = jax.jit(lambda v, x: jnp.square(module.apply(v, x).reconstruction - x).mean())
   return float(np.mean([run(variables, batch["image"]) for batch in _crops("test")]))
 
@@ -328,7 +329,7 @@ def gain_of_size(seed: int) -> dict[str, float]:
 
 def time_to_sample(seed: int) -> dict[str, float]:
   """Seconds of 8 steps of the same transformer over 16 tokens and over 256, batch 8."""
-  vit = ViT(layers=4, heads=4)
+  vit: Any = ViT(layers=4, heads=4)
   found = {}
   for length in (16, 256):
     x = jax.random.normal(jax.random.key(seed), (8, length + 1, 128))
