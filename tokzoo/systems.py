@@ -56,6 +56,7 @@ def _part(
   return Part(kind, f"{module}:{config}", presets, weights)
 
 
+_AUDIO = "tokzoo.tokenizers.audio"
 _BAE = "tokzoo.tokenizers.image.instella_t2i"
 _IMAGE = "tokzoo.tokenizers.image"
 _GENERATORS = "tokzoo.generators.instella_t2i"
@@ -208,6 +209,15 @@ _ALL = (
       "tokenizer": _part("tokenizer", f"{_IMAGE}.karl", "Config"),
       "alit": _part("tokenizer", f"{_IMAGE}.karl", "ALITConfig", "ALIT_"),
     },
+  ),
+  System(
+    slug="encodec",
+    title="EnCodec: residual codebooks of sound at 1.5 to 24 kbps, causal or in stereo",
+    kind="tokenizer",
+    modality="sound",
+    paper="2210.13438",
+    experiment="audio/encodec.py",
+    parts={"tokenizer": _part("tokenizer", f"{_AUDIO}.encodec", "Config")},
   ),
   System(
     slug="discrete-tokenization-survey",

@@ -1,4 +1,4 @@
-"""`tokzoo encode`, `decode`: pictures to tokens and back."""
+"""`tokzoo encode`, `decode`: pictures and sound to tokens and back."""
 
 import math
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from tokzoo.cli import sounding
 from tokzoo.cli.console import (
   PICTURES,
   emit,
@@ -20,7 +21,13 @@ from tokzoo.cli.tokenizing import encode_dataset
 from tokzoo.data import DataConfig, guess_source
 from tokzoo.data.sources.opening import KINDS
 from tokzoo.errors import TokzooError
-from tokzoo.hub import PretrainedTokenizer, load
+from tokzoo.hub import (
+  PretrainedCodec,
+  PretrainedGenerator,
+  PretrainedTokenizer,
+  load,
+)
+from tokzoo.hub.pretrained import Pretrained
 from tokzoo.tokens import load_tokens, save_tokens
 
 DEFAULT_MODEL = "instella-photos-nano"
@@ -43,13 +50,14 @@ def encode(
   repeat: int = 1,
   size: int | None = None,
   tokens: int | None = None,
+  kbps: float | None = None,
   preset: str | None = None,
   json: bool = False,
 ) -> None:
-  """A picture to a token file, or a data set to a folder of token records.
+  """A picture or sound to a token file, or a data set to a folder of token records.
 
   Args:
-    source: a picture file; or a data set as in recipes: digits, photos, folder:PATH, ...
+    source: a picture or sound file; or a data set as in recipes: digits, photos, folder:PATH, ...
     out: the token file (*.tok), or the folder.
     model: checkpoint name, run directory, file or repository.
     split: of a data set.
@@ -58,10 +66,22 @@ def encode(
       as it is); of a data set the side of the random crop, the model's own size by default.
     tokens: how many of a picture's tokens to keep, for tokenizers whose first tokens are an
       encoding already; all by default.
+    kbps: bit rate of a codec of sound; the highest by default.
     preset: the published config of a file in its authors' layout.
     json: print JSON.
   """
-  tokenizer = load_tokenizer(model, preset)
+  loaded = load(model, preset=preset)
+  if isinstance(loaded, PretrainedCodec):
+    _require_none(model, "sound", size=size, tokens=tokens)
+    told = sounding.encode_file(loaded, source, out, kbps)
+    emit(told, json, lambda console: console.print(facts("encoded", told)))
+    return
+  if sounding.is_sound(source):
+    raise TokzooError(
+      f"{source} is sound, and {model} takes pictures: name a codec, --model encodec-24khz."
+    )
+  _require_none(model, "pictures", kbps=kbps)
+  tokenizer = as_tokenizer(loaded, model)
   if _is_picture(source):
     image = read_picture(source, tokenizer.config.channels, size)
     made = tokenizer.encode(image, tokens)
@@ -102,15 +122,19 @@ def decode(
   model: str = DEFAULT_MODEL,
   preset: str | None = None,
 ) -> None:
-  """A token file to a picture.
+  """A token file to a picture or sound.
 
   Args:
     tokens: what tokzoo encode wrote.
-    out: the picture file (*.png, ...).
+    out: the picture file (*.png, ...) or sound file (*.wav, ...).
     model: the model that made the tokens; another is refused.
     preset: the published config of a file in its authors' layout.
   """
-  tokenizer = load_tokenizer(model, preset)
+  model_loaded = load(model, preset=preset)
+  if isinstance(model_loaded, PretrainedCodec):
+    sounding.decode_file(model_loaded, tokens, out)
+    return
+  tokenizer = as_tokenizer(model_loaded, model)
   loaded, extra = load_tokens(tokens, tokenizer.origin)
   try:
     height, width = int(extra["height"]), int(extra["width"])
@@ -127,14 +151,35 @@ def load_tokenizer(model: str, preset: str | None = None) -> PretrainedTokenizer
   """A tokenizer by name.
 
   Raises:
-    TokzooError: nothing of that name, or a generator.
+    TokzooError: nothing of that name, a generator, or a codec of sound.
   """
-  loaded = load(model, preset=preset)
-  if not isinstance(loaded, PretrainedTokenizer):
+  return as_tokenizer(load(model, preset=preset), model)
+
+
+def as_tokenizer(loaded: Pretrained, model: str) -> PretrainedTokenizer:
+  """What was loaded, if it is a tokenizer of pictures.
+
+  Raises:
+    TokzooError: it is not.
+  """
+  if isinstance(loaded, PretrainedGenerator):
     raise TokzooError(
       f"{model} is a generator; a tokenizer was expected: use {loaded.tokenizer.card.name}."
     )
+  if not isinstance(loaded, PretrainedTokenizer):
+    raise TokzooError(
+      f"{model} is a codec of sound; a tokenizer of pictures was expected: name one."
+    )
   return loaded
+
+
+def _require_none(model: str, takes: str, **options: object) -> None:
+  """Raises if an option was given that does not go with what the model takes."""
+  given = [name for name, value in options.items() if value is not None]
+  if given:
+    raise TokzooError(
+      f"--{given[0]} came with {model}, which takes {takes}: leave it out."
+    )
 
 
 def _is_picture(source: str) -> bool:

@@ -1,4 +1,5 @@
-"""`tokzoo reconstruct`: pictures through tokenizers, beside JPEG and WebP of the same bytes."""
+"""`tokzoo reconstruct`: pictures through tokenizers, beside JPEG and WebP of the same bytes, and
+sound through codecs (`cli/sounding.py`)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,9 +11,9 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from tokzoo.cli import codecs
+from tokzoo.cli import codecs, sounding
 from tokzoo.cli.codecs import psnr_db
-from tokzoo.cli.coding import DEFAULT_MODEL, load_tokenizer
+from tokzoo.cli.coding import DEFAULT_MODEL, as_tokenizer
 from tokzoo.cli.console import (
   emit,
   find_pictures,
@@ -28,7 +29,7 @@ from tokzoo.cli.evaluating import find_network, moments_of
 from tokzoo.cli.figures import sheet
 from tokzoo.data.transforms import to_float
 from tokzoo.errors import TokzooError
-from tokzoo.hub import PretrainedTokenizer
+from tokzoo.hub import PretrainedCodec, PretrainedTokenizer, load
 from tokzoo.metrics import Moments, frechet_distance, ssim
 from tokzoo.metrics.features import FeatureNetwork
 from tokzoo.metrics.images import SSIM_WINDOW
@@ -61,6 +62,7 @@ def reconstruct(
   out: Path = Path("reconstructions"),
   model: str = DEFAULT_MODEL,
   tokens: int | None = None,
+  kbps: float | None = None,
   size: int | None = None,
   preset: str | None = None,
   json: bool = False,
@@ -72,13 +74,17 @@ def reconstruct(
   `features`, FD-EfficientNet-Lite0 between originals and reconstructions is measured, which
   means something from some hundred pictures on.
 
+  Codecs take sound files: their table has bit rate, SI-SDR, mel distance, STOI, PESQ and DNSMOS (extra
+  `audio-eval`) and the real-time factor.
+
   Args:
-    pictures: a picture file, or a folder of them.
+    pictures: a picture or sound file, or a folder of them.
     out: where reconstructions (of several models in a folder each), sheet.png and numbers.json
       go.
     model: checkpoint name, run directory, file or repository; several by commas.
     tokens: how many of each picture's tokens to keep, for tokenizers whose first tokens are an
       encoding already; all by default.
+    kbps: bit rate of codecs of sound; the highest of each by default.
     size: pictures are resized and cut to a square of this side first; by default they go in as
       they are.
     preset: the published config of a file in its authors' layout.
@@ -87,7 +93,19 @@ def reconstruct(
   names = [name for name in model.split(",") if name]
   if not names:
     raise TokzooError("--model is empty: name a tokenizer, or several by commas.")
-  tokenizers = {name: load_tokenizer(name, preset) for name in names}
+  models = {name: load(name, preset=preset) for name in names}
+  if all(isinstance(loaded, PretrainedCodec) for loaded in models.values()):
+    if tokens is not None or size is not None:
+      raise TokzooError(
+        "--tokens and --size are of pictures, and these models take sound: leave them out."
+      )
+    sounding.reconstruct_files(models, pictures, out, kbps, json)
+    return
+  if kbps is not None:
+    raise TokzooError(
+      "--kbps is of codecs of sound, and these take pictures: leave it out."
+    )
+  tokenizers = {name: as_tokenizer(loaded, name) for name, loaded in models.items()}
   channels = {tokenizer.config.channels for tokenizer in tokenizers.values()}
   if len(channels) > 1:
     raise TokzooError(
@@ -98,7 +116,7 @@ def reconstruct(
   images = [read_picture(path, min(channels), size) for path in paths]
   network = find_network(None) if len(paths) > 1 else None
   real = None if network is None else _moments(network, images)
-  rows, models, columns = [], [], [images]
+  rows, means, columns = [], [], [images]
   for name, tokenizer in tokenizers.items():
     found = [_through(tokenizer, image, tokens) for image in images]
     told = [
@@ -109,7 +127,7 @@ def reconstruct(
     summary = _mean(name, told)
     if network is not None and real is not None:
       summary |= _distances(network, real, made)
-    rows, models = rows + told, [*models, summary]
+    rows, means = rows + told, [*means, summary]
     columns += [[shown[kind] for shown in made] for kind in made[0]]
     folder = out / name.replace("/", "-") if len(names) > 1 else out
     for path, shown in zip(paths, made, strict=True):
@@ -117,7 +135,7 @@ def reconstruct(
   heads = ["original", *(h for name in names for h in (name, "JPEG", "WebP"))]
   shown = [list(row) for row in zip(*columns, strict=True)][:_SHOWN]
   write_picture(out / "sheet.png", sheet(shown, columns=heads, side=192))
-  numbers = {"models": models, "pictures": rows}
+  numbers = {"models": means, "pictures": rows}
   write_json(out / "numbers.json", numbers)
   if network is None:
     why = (
@@ -128,7 +146,7 @@ def reconstruct(
     note(f"no FD-EfficientNet-Lite0: {why}.")
 
   def render(console: Console) -> None:
-    for title, lines in (("pictures", rows), (f"means of {len(paths)}", models)):
+    for title, lines in (("pictures", rows), (f"means of {len(paths)}", means)):
       chosen = {key: head for key, head in _HEADS.items() if key in lines[0]}
       cells = [[line[key] for key in chosen] for line in lines]
       if len(lines) <= 40:

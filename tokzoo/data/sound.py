@@ -23,6 +23,8 @@ import contextlib
 import dataclasses
 import io
 import math
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,6 @@ import numpy as np
 from jaxtyping import Float
 
 from tokzoo.errors import TokzooError, missing_extra
-from tokzoo.files import write_atomic
 
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 """File names that are taken for sound, in lower case."""
@@ -172,6 +173,18 @@ def write_sound(
     TokzooError: an ending that is no sound format, a rate or number of channels that the
       format does not have, NaN, or a path that cannot be written.
   """
+  with sound_writer(path, rate_hz, samples.shape[1]) as write:
+    write(samples)
+
+
+@contextlib.contextmanager
+def sound_writer(
+  path: str | Path, rate_hz: int, channels: int
+) -> Iterator[Callable[[Float[np.ndarray, "n C"]], None]]:
+  """As `write_sound`, block by block: gives the function that writes the next block.
+
+  The file grows beside `path` and takes its name at the end; an error leaves none.
+  """
   soundfile = _soundfile()
   path = Path(path)
   kind = path.suffix.lower()
@@ -180,19 +193,50 @@ def write_sound(
       f"{path.name} has the ending {path.suffix!r}; sound is written as "
       f"{', '.join(SOUND_SUFFIXES)}."
     )
-  samples = np.asarray(samples, np.float32)
-  if not np.isfinite(samples).all():
-    raise TokzooError(f"{path.name} would hold NaN or infinity: it is not written.")
-  file = io.BytesIO()
-  given = to_int16(samples) if kind in (".wav", ".flac") else np.clip(samples, -1, 1)
   try:
-    soundfile.write(file, given, rate_hz, format=kind[1:].upper())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+  except OSError as error:
+    raise TokzooError(
+      f"cannot write {path}: {error.strerror}; name a folder that you may write to."
+    ) from error
+  try:
+    with os.fdopen(handle, "wb") as raw:
+      with _created(path, raw, rate_hz, channels, kind) as file:
+
+        def write(block: np.ndarray) -> None:
+          block = np.asarray(block, np.float32)
+          if not np.isfinite(block).all():
+            raise TokzooError(
+              f"{path.name} would hold NaN or infinity: it is not written."
+            )
+          is_exact = kind in (".wav", ".flac")
+          file.write(to_int16(block) if is_exact else np.clip(block, -1, 1))
+
+        yield write
+      raw.flush()
+      os.fsync(raw.fileno())
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes private files
+    os.replace(temporary, path)
+  except (OSError, soundfile.LibsndfileError) as error:
+    raise TokzooError(
+      f"cannot write {path}: {error}; free some space or name another folder."
+    ) from error
+  finally:
+    Path(temporary).unlink(missing_ok=True)
+
+
+def _created(path: Path, raw: Any, rate_hz: int, channels: int, kind: str) -> Any:
+  """libsndfile's file in an open one."""
+  soundfile = _soundfile()
+  try:
+    return soundfile.SoundFile(raw, "w", rate_hz, channels, format=kind[1:].upper())
   except (soundfile.LibsndfileError, ValueError, TypeError) as error:
     raise TokzooError(
-      f"{path.name} cannot hold {samples.shape[1]} channels at {rate_hz} Hz ({error}): write "
-      "a .wav."
+      f"{path.name} cannot hold {channels} channels at {rate_hz} Hz ({error}): write a .wav."
     ) from error
-  write_atomic(path, file.getvalue())
 
 
 def encode_flac(samples: Float[np.ndarray, "T C"], rate_hz: int) -> bytes:

@@ -1,12 +1,14 @@
 """Loading models by name, file, run or repository."""
 
 from tokzoo.hub.catalog import Entry, catalog, find_entry
+from tokzoo.hub.codec import PretrainedCodec
 from tokzoo.hub.loading import abstract_variables, load
 from tokzoo.hub.pretrained import Card, PretrainedGenerator, PretrainedTokenizer
 
 __all__ = [
   "Card",
   "Entry",
+  "PretrainedCodec",
   "PretrainedGenerator",
   "PretrainedTokenizer",
   "abstract_variables",

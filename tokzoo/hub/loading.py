@@ -14,6 +14,7 @@ from tokzoo import systems
 from tokzoo.errors import TokzooError, unknown
 from tokzoo.files import sha256_of
 from tokzoo.hub.catalog import Entry, catalog, find_entry
+from tokzoo.hub.codec import PretrainedCodec, example_sound
 from tokzoo.hub.download import download, download_url
 from tokzoo.hub.pretrained import (
   Card,
@@ -48,7 +49,8 @@ def load(
     revision: of a hub repository.
 
   Returns:
-    A `PretrainedTokenizer` or a `PretrainedGenerator`.
+    A `PretrainedTokenizer` (of pictures), a `PretrainedCodec` (of sound) or a
+    `PretrainedGenerator`.
 
   Raises:
     TokzooError: nothing of that name, weights that do not fit, a tokenizer that is not the
@@ -253,16 +255,28 @@ def abstract_variables(config: Any) -> Any:
   """Shapes and dtypes of a model's variables, without making them."""
   module = config.build()
   slug, part = systems.part_of_config(config)
-  rngs = {"params": jax.random.key(0), "bits": jax.random.key(0)}
+  streams = ("params", "bits", "quantizer", "codebook", "noise")
+  rngs = {name: jax.random.key(0) for name in streams}
   if systems.find_part(slug, part).kind == "tokenizer":
-    side = config.image_size
-    image = jax.ShapeDtypeStruct((1, side, side, config.channels), jnp.float32)
-    return jax.eval_shape(module.init, rngs, image)
+    example = _ROOMS[systems.find_system(slug).modality][1]
+    return jax.eval_shape(module.init, rngs, example(config))
 
   def init():
     return module.init(rngs, *config.example(), method=module.loss)
 
   return jax.eval_shape(init)
+
+
+def _example_image(config: Any) -> jax.ShapeDtypeStruct:
+  side = config.image_size
+  return jax.ShapeDtypeStruct((1, side, side, config.channels), jnp.float32)
+
+
+_ROOMS = {
+  "image": (PretrainedTokenizer, _example_image),
+  "sound": (PretrainedCodec, example_sound),
+}
+"""Modality of a tokenizer -> what wraps it, and the shape of an input."""
 
 
 def _assemble(
@@ -272,7 +286,8 @@ def _assemble(
   _require_fit(variables, abstract_variables(config), card.name)
   variables = jax.tree.map(jnp.asarray, variables)
   if systems.find_part(card.system, card.part).kind == "tokenizer":
-    return PretrainedTokenizer(module, variables, card)
+    room = _ROOMS[systems.find_system(card.system).modality][0]
+    return room(module, variables, card)
   if tokenizer is None:
     raise TokzooError(
       f"{card.name} is a generator, and nothing says whose tokens it makes: pass "

@@ -96,6 +96,14 @@ class SoundReconstruction:
   distillation: Distillation | None = None
   """Of a teacher's features; None: none."""
 
+  def __post_init__(self):
+    late = self.adversary is not None and self.adversary.start_step > 0
+    if self.balance is not None and late:
+      raise TokzooError(
+        "a balancer averages the norms of gradients from the first step on, so critics that "
+        "start later would count for too much: set adversary.start_step to 0, or balance to None."
+      )
+
   @property
   def players(self) -> Mapping[str, str]:
     if self.adversary is None:
@@ -312,10 +320,12 @@ class _Critic:
 
   def tell(self, real: Verdicts, fake: Verdicts) -> Float[Array, ""]:
     """The critics' loss."""
-    loss = {
-      "least_squares": adversarial.least_squares_discriminator,
-      "hinge": adversarial.margin_discriminator,
-    }[self.adversary.loss]
+    is_hinge = self.adversary.loss == "hinge"
+    loss = (
+      adversarial.margin_discriminator
+      if is_hinge
+      else adversarial.least_squares_discriminator
+    )
     return self._joined(
       [loss(r.logits, f.logits) for r, f in zip(real, fake, strict=True)]
     )
@@ -324,16 +334,17 @@ class _Critic:
     self, real: Verdicts, fake: Verdicts
   ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The generator's adversarial loss, and its distance of feature maps."""
-    loss = {
-      "least_squares": adversarial.least_squares_generator,
-      "hinge": adversarial.margin_generator,
-    }[self.adversary.loss]
+    is_hinge = self.adversary.loss == "hinge"
+    loss = (
+      adversarial.margin_generator if is_hinge else adversarial.least_squares_generator
+    )
     fooling = self._joined([loss(verdict.logits) for verdict in fake])
     end = -1 if self.adversary.skips_logits else None
-    maps = [[verdict.maps[:end] for verdict in side] for side in (real, fake)]
+    reals, fakes = ([verdict.maps[:end] for verdict in side] for side in (real, fake))
     if self.adversary.features == "relative":
-      return fooling, feature_matching.relative(*maps)
-    return fooling, feature_matching.absolute(*maps, self.adversary.feature_factor)
+      return fooling, feature_matching.relative(reals, fakes)
+    factor = self.adversary.feature_factor
+    return fooling, feature_matching.absolute(reals, fakes, factor)
 
   def _joined(self, losses: list[Array]) -> Float[Array, ""]:
     total = _added(losses)

@@ -1,7 +1,7 @@
 """`tones`, `tones:HZ`: synthesised sounds (`tokzoo/data/synthesis.py`), the same every time.
 
 They need no package and no download. They are no speech: what is measured on them says so.
-512 utterances of two seconds to train on and 64 others to test on, at HZ samples a second (24,000
+256 utterances of a second to train on and 32 others to test on, at HZ samples a second (24,000
 by default). The label is that of the pitch: low (90 to 125 Hz), middle, high (173 to 240 Hz).
 """
 
@@ -20,10 +20,10 @@ from tokzoo.data.sources.base import (
 from tokzoo.data.synthesis import Utterance, utterance
 from tokzoo.errors import TokzooError
 
-SECONDS = 2.0
+SECONDS = 1.0
 """Of every utterance."""
 
-_COUNTS = {"train": 512, "test": 64}
+_COUNTS = {"train": 256, "test": 32}
 _SEEDS = {"train": 1, "test": 2}
 PITCHES = ("low", "middle", "high")
 _BORDERS_HZ = (124.8, 173.1)

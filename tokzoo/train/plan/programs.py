@@ -70,7 +70,8 @@ def lower(recipe: Recipe, what: What, mesh: Mesh) -> Program:
 
 def batch_shapes(recipe: Recipe) -> Shapes:
   """Arrays of a global batch, as the trainer would get them, without reading the data where
-  the recipe says enough: pictures of `data.size`, or `example_batch` of the model's config.
+  the recipe says enough: pictures of `data.size`, sounds of `data.seconds`, or `example_batch` of
+  the model's config.
 
   Raises:
     TokzooError: it does not, and the data is not here to be looked at.
@@ -83,6 +84,10 @@ def batch_shapes(recipe: Recipe) -> Shapes:
     side = recipe.data.size
     image = jax.ShapeDtypeStruct((1, side, side, recipe.data.channels), jnp.float32)
     found = {"image": image}
+  elif recipe.data.seconds is not None and recipe.data.sample_rate_hz is not None:
+    length = round(recipe.data.seconds * recipe.data.sample_rate_hz)
+    shape = (1, length, recipe.data.channels)
+    found = {"audio": jax.ShapeDtypeStruct(shape, jnp.float32)}
   else:
     loader = tokzoo.data.loader(recipe.data, rows, recipe.seed, slice(0, rows))
     try:
@@ -107,8 +112,8 @@ def _inference(recipe: Recipe, what: What, layout: Layout, batch: Shapes):
   mesh = layout.mesh
   variables = variables_of_model(layout.shapes.variables())
 
-  def encode(variables: PyTree, image: PyTree) -> PyTree:
-    return module.apply(variables, image, method="encode")
+  def encode(variables: PyTree, given: PyTree) -> PyTree:
+    return module.apply(variables, given, method="encode")
 
   def decode(variables: PyTree, tokens: PyTree) -> PyTree:
     return module.apply(variables, tokens, method="decode")
@@ -126,8 +131,8 @@ def _inference(recipe: Recipe, what: What, layout: Layout, batch: Shapes):
     key = jax.eval_shape(lambda: jax.random.key(0))
     function, arguments = sample, (variables, key, condition)
   else:
-    image = _tiles(recipe, batch["image"])
-    inputs = image if what == "encode" else jax.eval_shape(encode, variables, image)
+    given = batch["audio"] if "audio" in batch else _tiles(recipe, batch["image"])
+    inputs = given if what == "encode" else jax.eval_shape(encode, variables, given)
     function = encode if what == "encode" else decode
     arguments = (variables, _on_batch_axis(inputs, mesh))
   lowered = jax.jit(ambient(mesh, function)).lower(*arguments)
