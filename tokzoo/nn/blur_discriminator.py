@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from tokzoo.nn.group_norm import GroupNorm
 from tokzoo.weights import Table, conv2d_rules, norm_rules
 
 _POOL = 16
@@ -35,7 +36,7 @@ class BlurDiscriminator(nn.Module):
     x = nn.leaky_relu(x, 0.1)
     for i in range(self.stages):
       x = nn.Conv(self.width * 2**i, (3, 3), name=f"conv_{i}")(x)
-      norm = nn.GroupNorm(32, epsilon=1e-5, use_fast_variance=False, name=f"norm_{i}")
+      norm = GroupNorm(32, epsilon=1e-5, name=f"norm_{i}")
       x = nn.leaky_relu(norm(blur_and_halve(x)), 0.1)
     x = adaptive_max_pool(x, _POOL)
     x = nn.leaky_relu(nn.Conv(x.shape[-1], (1, 1), name="logits_0")(x), 0.1)

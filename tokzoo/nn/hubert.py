@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tokzoo.nn.conv1d import CONV1D, Conv1d, conv1d, torch_init
+from tokzoo.nn.group_norm import GroupNorm
 from tokzoo.nn.layers import attend, merge_heads, split_heads
 from tokzoo.weights import Rule, linear_rules, norm_rules
 
@@ -60,9 +61,7 @@ class Model(nn.Module):
       conv = Conv1d(features, kernel, stride, use_bias=False, name=f"conv_{i}")
       y = conv(y)
       if i == 0:
-        y = nn.GroupNorm(
-          features, epsilon=1e-5, use_fast_variance=False, name="conv_0_norm"
-        )(y)
+        y = GroupNorm(features, epsilon=1e-5, name="conv_0_norm")(y)
       y = nn.gelu(y, approximate=False)
     y = nn.Dense(c.dim, name="projection")(_norm("projection_norm")(y))
     y = y + nn.gelu(Positions(c, name="positions")(y), approximate=False)

@@ -44,6 +44,7 @@ from tokzoo.nn.conv1d import (
   pad1d,
   torch_init,
 )
+from tokzoo.nn.group_norm import GroupNorm
 from tokzoo.nn.lstm import LSTM
 from tokzoo.nn.snake import Snake, snake_rules
 from tokzoo.nn.streaming import Stream
@@ -204,7 +205,7 @@ class ConvTranspose(nn.Module):
 def _normed(net: SEANet, y: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
   if net.norm == "none":
     return y
-  return nn.GroupNorm(1, epsilon=1e-5, use_fast_variance=False, name="norm")(y)
+  return GroupNorm(1, epsilon=1e-5, name="norm")(y)
 
 
 class ResBlock(nn.Module):

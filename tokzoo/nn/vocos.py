@@ -15,6 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from tokzoo.nn.conv1d import POINTWISE1D, Conv1d, conv1d_rules
+from tokzoo.nn.group_norm import GroupNorm
 from tokzoo.nn.layers import attend
 from tokzoo.weights import Rule, linear_rules, norm_rules
 
@@ -48,7 +49,7 @@ class ResBlock(nn.Module):
   def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
     y = x
     for n in (1, 2):
-      y = nn.swish(_group_norm(self.groups, f"norm{n}")(y))
+      y = nn.swish(GroupNorm(self.groups, name=f"norm{n}")(y))
       y = Conv1d(x.shape[-1], 3, padding=1, name=f"conv{n}")(y)
     return checkpoint_name(x + y, "block")
 
@@ -60,7 +61,7 @@ class AttentionBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-    y = _group_norm(self.groups, "norm")(x)
+    y = GroupNorm(self.groups, name="norm")(x)
     q, k, v = (nn.Dense(x.shape[-1], name=name)(y)[:, :, None] for name in "qkv")
     return x + nn.Dense(x.shape[-1], name="proj_out")(attend(q, k, v)[:, :, 0])
 
@@ -112,7 +113,7 @@ class Backbone(nn.Module):
     for i in range(5):
       kind = AttentionBlock if i == 2 else ResBlock
       x = kind(c.groups, name=f"pos_net_{i}")(x)
-    x = _group_norm(c.groups, "pos_net_5")(x)
+    x = GroupNorm(c.groups, name="pos_net_5")(x)
     x = ConditionalNorm(c.bandwidths, name="norm")(x, bandwidth)
     for i in range(c.layers):
       x = ConvNeXtBlock(c, name=f"convnext_{i}")(x, bandwidth)
@@ -169,10 +170,6 @@ def _overlap_add(frames: Float[Array, "B L n"], hop: int) -> Float[Array, "B T"]
     jnp.pad(blocks[:, :, i], ((0, 0), (i, parts - 1 - i), (0, 0))) for i in range(parts)
   ]
   return sum(later[1:], later[0]).reshape(batch, -1)
-
-
-def _group_norm(groups: int, name: str) -> nn.GroupNorm:
-  return nn.GroupNorm(groups, epsilon=1e-6, use_fast_variance=False, name=name)
 
 
 def vocos_rules(backbone: str, head: str, path: str) -> tuple[Rule, ...]:

@@ -20,11 +20,12 @@ import dataclasses
 from typing import Literal
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from tokzoo.nn.group_norm import GroupNorm
 from tokzoo.nn.layers import attend, rows_dot_general
+from tokzoo.nn.resize import doubled_conv
 from tokzoo.weights import POINTWISE, Rule, conv2d_rules, norm_rules
 
 
@@ -58,12 +59,6 @@ class VQGANShape:
     return 2 ** (len(self.multipliers) - 1)
 
 
-def group_norm(groups: int, name: str) -> nn.GroupNorm:
-  """Group norm with epsilon 1e-6, the variance taken about the mean."""
-  # E[x^2] - E[x]^2, Flax's default, loses digits that the authors' numbers show.
-  return nn.GroupNorm(groups, epsilon=1e-6, use_fast_variance=False, name=name)
-
-
 class ResBlock(nn.Module):
   """Norm, swish, conv, twice, and a shortcut.
 
@@ -83,7 +78,7 @@ class ResBlock(nn.Module):
   def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W D"]:
     h = x
     for i in (1, 2):
-      h = nn.swish(group_norm(self.groups, f"norm{i}")(h))
+      h = nn.swish(GroupNorm(self.groups, name=f"norm{i}")(h))
       h = nn.Conv(self.features, (3, 3), use_bias=self.use_bias, name=f"conv{i}")(h)
     if x.shape[-1] != self.features:
       by = nn.Conv(self.features, (1, 1), use_bias=self.use_bias, name="nin_shortcut")
@@ -101,7 +96,7 @@ class AttentionBlock(nn.Module):
     def dense(name: str) -> nn.Dense:
       return nn.Dense(x.shape[-1], dot_general=rows_dot_general, name=name)
 
-    h = group_norm(self.groups, "norm")(x).reshape(x.shape[0], -1, x.shape[-1])
+    h = GroupNorm(self.groups, name="norm")(x).reshape(x.shape[0], -1, x.shape[-1])
     q, k, v = (dense(name)(h)[:, :, None] for name in "qkv")
     return x + dense("proj_out")(attend(q, k, v)[:, :, 0]).reshape(x.shape)
 
@@ -127,8 +122,8 @@ class Upsample(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B 2H 2W D"]:
-    x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-    return nn.Conv(x.shape[-1], (3, 3), name="conv")(x)
+    conv = nn.Conv(x.shape[-1], (3, 3), conv_general_dilated=doubled_conv, name="conv")
+    return conv(x)
 
 
 class Level(nn.Module):
@@ -185,7 +180,7 @@ class Encoder(nn.Module):
         name=f"down_{level}",
       )(x)
     x = Middle(s.groups, name="mid")(x)
-    x = nn.swish(group_norm(s.groups, "norm_out")(x))
+    x = nn.swish(GroupNorm(s.groups, name="norm_out")(x))
     return nn.Conv(s.latent_dim, (3, 3), name="conv_out")(x)
 
 
@@ -209,7 +204,7 @@ class Decoder(nn.Module):
         "up" if level else None,
         name=f"up_{last - level if s.deepest_first else level}",
       )(x)
-    x = nn.swish(group_norm(s.groups, "norm_out")(x))
+    x = nn.swish(GroupNorm(s.groups, name="norm_out")(x))
     return nn.Conv(s.channels, (3, 3), name="conv_out")(x)
 
 

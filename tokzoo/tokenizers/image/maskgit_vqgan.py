@@ -28,6 +28,8 @@ from einops import reduce
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from tokzoo.contract import Output, Quantized
+from tokzoo.nn.group_norm import GroupNorm
+from tokzoo.nn.resize import doubled_conv
 from tokzoo.nn.vqgan import ResBlock, residual_rules
 from tokzoo.quantizers import VectorQuantizer
 from tokzoo.tokenizers.image.grids import check_num_tokens, check_pictures, grid_of
@@ -72,10 +74,8 @@ def _block(config: Config, features: int, name: str) -> ResBlock:
   return ResBlock(features, config.norm_groups, False, "output", name=name)
 
 
-def _norm(config: Config) -> nn.GroupNorm:
-  return nn.GroupNorm(
-    config.norm_groups, epsilon=1e-6, use_fast_variance=False, name="norm_out"
-  )
+def _norm(config: Config) -> GroupNorm:
+  return GroupNorm(config.norm_groups, name="norm_out")
 
 
 class Down(nn.Module):
@@ -107,8 +107,10 @@ class Up(nn.Module):
       x = _block(c, c.width * c.multipliers[self.level], f"block_{j}")(x)
     if self.level == 0:
       return x
-    x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-    return nn.Conv(x.shape[-1], (3, 3), name="upsample_conv")(x)
+    conv = nn.Conv(
+      x.shape[-1], (3, 3), conv_general_dilated=doubled_conv, name="upsample_conv"
+    )
+    return conv(x)
 
 
 class Encoder(nn.Module):

@@ -37,6 +37,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from tokzoo.contract import Output, Quantized
 from tokzoo.errors import TokzooError
 from tokzoo.nn import vqgan
+from tokzoo.nn.group_norm import GroupNorm
 from tokzoo.nn.vqgan import (
   Downsample,
   ResBlock,
@@ -100,13 +101,7 @@ class AdaptiveGroupNorm(nn.Module):
   def __call__(
     self, x: Float[Array, "B H W C"], z: Float[Array, "B h w D"]
   ) -> Float[Array, "B H W C"]:
-    norm = nn.GroupNorm(
-      self.groups,
-      epsilon=1e-6,
-      use_bias=False,
-      use_scale=False,
-      use_fast_variance=False,
-    )
+    norm = GroupNorm(self.groups, use_affine=False)
     places = z.astype(jnp.float32).reshape(z.shape[0], -1, z.shape[-1])
     spread = jnp.sqrt(jnp.var(places, axis=1, ddof=1) + 1e-6).astype(x.dtype)
     mean = jnp.mean(places, axis=1).astype(x.dtype)
@@ -131,7 +126,7 @@ class Encoder(nn.Module):
         x = Downsample("around", name=f"down_{level}_downsample")(x)
     for j in range(c.blocks):
       x = _block(c, c.multipliers[-1], f"mid_block_{j}")(x)
-    x = nn.swish(vqgan.group_norm(c.groups, "norm_out")(x))
+    x = nn.swish(GroupNorm(c.groups, name="norm_out")(x))
     return nn.Conv(c.bits, (1, 1), name="conv_out")(x)
 
 
@@ -154,7 +149,7 @@ class Decoder(nn.Module):
         x = nn.Conv(4 * x.shape[-1], (3, 3), name=f"up_{level}_upsample")(x)
         # Channels are (row, column, feature), unlike torch's pixel shuffle.
         x = rearrange(x, "b h w (i j c) -> b (h i) (w j) c", i=2, j=2)
-    x = nn.swish(vqgan.group_norm(c.groups, "norm_out")(x))
+    x = nn.swish(GroupNorm(c.groups, name="norm_out")(x))
     return nn.Conv(c.channels, (3, 3), name="conv_out")(x)
 
 
@@ -332,6 +327,9 @@ class IBQConfig:
   """D, features of a code."""
   entropy_temperature: float = 0.01
   """Of the entropies of the codes."""
+  codes_scale: float | None = None
+  """Standard deviation of normal codes at the start of a training; None: uniform in
+  [-1/K, 1/K], as in the source."""
 
   @property
   def shape(self) -> VQGANShape:
@@ -360,8 +358,12 @@ class IBQ(nn.Module):
     c = self.config
     self.encoder = vqgan.Encoder(c.shape)
     self.quant_conv = nn.Conv(c.code_dim, (1, 1))
+    by_scale = nn.initializers.normal(c.codes_scale or 1.0)
     self.quantizer = IndexBackpropagation(
-      c.num_codes, c.code_dim, c.entropy_temperature, codes_init=_first_codes
+      c.num_codes,
+      c.code_dim,
+      c.entropy_temperature,
+      codes_init=_first_codes if c.codes_scale is None else by_scale,
     )
     self.post_quant_conv = nn.Conv(c.latent_dim, (1, 1))
     self.decoder = vqgan.Decoder(c.shape)
