@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 
 def doubled_conv(
-  x: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C D"], *_: Any, **how: Any
+  x: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C D"], *ignored: Any, **how: Any
 ) -> Float[Array, "B 2H 2W D"]:
   """Nearest doubling, then a convolution 3x3 with zeros around; for
   `nn.Conv(D, (3, 3), conv_general_dilated=doubled_conv)`.
@@ -22,7 +22,7 @@ def doubled_conv(
   precision = how.get("precision")
 
   def conv(taps: Array, row: int, column: int) -> Array:
-    padding = ((1 - row, row), (1 - column, column))
+    padding = [(1 - row, row), (1 - column, column)]
     return jax.lax.conv_general_dilated(
       x, taps, (1, 1), padding, dimension_numbers=layout, precision=precision
     )
