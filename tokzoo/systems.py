@@ -283,6 +283,15 @@ _ALL = (
     parts={"tokenizer": _part("tokenizer", f"{_AUDIO}.xcodec", "Config")},
   ),
   System(
+    slug="flow-omni",
+    title="Flow-Omni: a language model that speaks mel frames, by a flow-matching head",
+    kind="generator",
+    modality="sound",
+    paper="2412.04917",
+    experiment="audio/flow_omni.py",
+    parts={"generator": _part("generator", "tokzoo.generators.flow_omni", "Config")},
+  ),
+  System(
     slug="discrete-tokenization-survey",
     title="The quantizers: VQ, RVQ, PQ, AQ, FSQ, LFQ, BSQ, anchors, and collapse remedies",
     kind="quantizers",

@@ -240,6 +240,41 @@ def test_tones_are_the_same_every_time_and_differ_by_split():
     open_source(DataConfig(source="tones:loud"))
 
 
+def test_teachers_are_cut_where_the_sound_is(tmp_path):
+  put(tmp_path, "a.wav", np.linspace(0, 0.99, 16_000)[:, None])
+  rows = np.linspace(0, 0.99, 50)[:, None] * np.ones((1, 3))
+  np.save(tmp_path / "a.teacher.npy", rows)
+  np.save(tmp_path / "a.teacher_lm.npy", -rows)
+  config = sound_crops("train", RATE, 0.5, f"audio:{tmp_path}")
+  batch = next(loader(config, 8, seed=1))
+  assert batch["teacher"].shape == batch["teacher_lm"].shape == (8, 25, 3)
+  starts = batch["audio"][:, 0, 0]
+  assert np.allclose(batch["teacher"][:, 0, 0], starts, atol=0.02)
+  assert np.array_equal(batch["teacher"], -batch["teacher_lm"])
+  np.save(tmp_path / "a.teacher.npy", np.zeros(7))
+  with pytest.raises(TokzooError, match=r"a\.teacher\.npy.*finite float\[M, D\]"):
+    open_source(config)[0]
+
+
+def test_taught_tones_know_units_and_pitch():
+  config = sound_crops("train", 8_000, 0.5, "taught-tones")
+  source, plain = open_source(config), open_source(sound_crops("train", 8_000, 0.5))
+  assert np.array_equal(source[3]["audio"], plain[3]["audio"])
+  batch = next(loader(config, 4, seed=0))
+  assert batch["teacher"].shape == (4, 25, 16) and batch["teacher_lm"].shape == (
+    4,
+    25,
+    16,
+  )
+  made = utterance(np.random.default_rng((1, 3)), 8_000, 1.0)
+  units = made.units_at((np.arange(50) + 0.5) / 50)
+  frames = source[3]["frames"]["teacher"]
+  steady = [i for i in range(2, 48) if len(set(units[i - 2 : i + 3])) == 1]
+  for i in steady:
+    for j in steady:
+      assert np.allclose(frames[i], frames[j], atol=1e-5) == (units[i] == units[j])
+
+
 def test_an_utterance_has_the_pitch_and_the_units_that_it_says():
   made = utterance(np.random.default_rng(4), RATE, 1.0)
   assert np.abs(made.samples).max() <= 0.8001 and made.ends_s[-1] >= 1.0

@@ -16,7 +16,8 @@ class DataConfig:
 
   source: str = "photos"
   """photos, digits, fashion-mnist[:PATH], folder:PATH, arrayrecord:PATH, tfds:NAME or
-  webdataset:PATH; of sound tones[:HZ], speech-prompts[:PATH], audio:PATH or arrayrecord:PATH."""
+  webdataset:PATH; of sound tones[:HZ], taught-tones[:HZ],
+  speech-prompts[:PATH], audio:PATH or arrayrecord:PATH."""
   split: str = "train"
   """train, test, or what the source calls its parts."""
   skip_bad: bool = False

@@ -48,13 +48,13 @@ def sound_crops(
     split: train (shuffled) or test (held-out sounds, the same crops every time).
     rate_hz: samples a second; the source `tones` is made at this rate.
     seconds: length of a crop.
-    source: tones (synthesised), speech-prompts, or another source of sound.
+    source: tones (synthesised), taught-tones (with teachers), speech-prompts, or another source of sound.
     views: crops of a sound in one pass over the held-out ones.
     channels: 1 or 2.
   """
   train = split == "train"
   return DataConfig(
-    source=f"tones:{rate_hz}" if source == "tones" else source,
+    source=f"{source}:{rate_hz}" if source in ("tones", "taught-tones") else source,
     split=split,
     channels=channels,
     crop="random",

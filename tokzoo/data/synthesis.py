@@ -22,6 +22,9 @@ VOWELS_HZ = (
 )
 """First three resonances of eight vowels (Peterson and Barney 1952, means of men), in Hz."""
 
+NUM_PITCHES = 8
+"""Steps of pitch that `Utterance.pitches_at` tells apart."""
+
 _BANDWIDTHS_HZ = (80.0, 110.0, 160.0)
 _CONTROL_HZ = 200
 """Rate at which amplitudes are computed; between they are interpolated."""
@@ -35,17 +38,27 @@ class Utterance:
   units:     int32[N], indices into VOWELS_HZ
   ends_s:    float64[N], when each unit ends, in seconds
   pitch_hz:  of its start
+  track_hz:  float64[T], the gliding pitch
+  rate_hz:   samples a second
   """
 
   samples: Float[np.ndarray, "T 1"]
   units: Int[np.ndarray, "N"]
   ends_s: Float[np.ndarray, "N"]
   pitch_hz: float
+  track_hz: Float[np.ndarray, "T"]
+  rate_hz: int
 
   def units_at(self, times_s: Float[np.ndarray, "L"]) -> Int[np.ndarray, "L"]:
     """The unit at each time; that of the last one after it."""
     places = np.searchsorted(self.ends_s, times_s, side="right")
     return self.units[np.minimum(places, len(self.units) - 1)]
+
+  def pitches_at(self, times_s: Float[np.ndarray, "L"]) -> Int[np.ndarray, "L"]:
+    """The pitch at each time as one of `NUM_PITCHES` steps of an even scale from 70 to 330 Hz."""
+    places = np.minimum((times_s * self.rate_hz).astype(int), len(self.track_hz) - 1)
+    octaves = np.log(self.track_hz[places] / 70) / np.log(330 / 70)
+    return np.clip((NUM_PITCHES * octaves).astype(np.int32), 0, NUM_PITCHES - 1)
 
 
 def utterance(
@@ -98,7 +111,22 @@ def utterance(
     sound[begin : begin + len(burst)] += 0.15 * burst * fade
   level = rng.uniform(0.3, 0.8) / max(np.abs(sound).max(), 1e-9)
   samples = (level * sound).astype(np.float32)[:, None]
-  return Utterance(samples, chosen, ends_s, pitch)
+  return Utterance(samples, chosen, ends_s, pitch, frequency, rate_hz)
+
+
+def teacher(
+  labels: Int[np.ndarray, "L"], num_labels: int, dim: int, seed: int
+) -> Float[np.ndarray, "L D"]:
+  """Features of a made-up teacher: a random vector for each label, smoothed over five frames.
+
+  Args:
+    labels: of every frame, in [0, num_labels).
+    num_labels: how many there are.
+    dim: D.
+    seed: of the vectors: two seeds are two teachers that have nothing in common.
+  """
+  vectors = np.random.default_rng(seed).normal(size=(num_labels, dim))
+  return _smoothed(vectors[labels]).astype(np.float32)
 
 
 def _smoothed(formants: np.ndarray) -> np.ndarray:

@@ -17,7 +17,8 @@ Sounds take steps of their own:
   channels   as in `tokzoo/data/sound.py`: the mean for mono, mono repeated for stereo
   resample   to `sample_rate_hz`, by soxr
   crop       `seconds`: `random`, uniform over all places; `center`; `none`, from the start.
-             What is shorter is filled up with silence at its end
+             What is shorter is filled up with silence at its end. Frames that come with a
+             sound (a teacher's features) are cut where it is, and filled up with zeros
 """
 
 from collections.abc import Callable
@@ -154,16 +155,22 @@ def _random_sound(
   config: DataConfig, record: Record, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
   """A sound cut to the config's length."""
-  samples = record["audio"]
+  samples, rate_hz = record["audio"], record["rate_hz"]
+  example = {"audio": samples, **record.get("frames", {})}
   if config.seconds is not None:
-    length = max(round(config.seconds * record["rate_hz"]), 1)
+    length = max(round(config.seconds * rate_hz), 1)
     spare = max(len(samples) - length, 0)
     start = {"none": 0, "center": spare // 2}.get(config.crop)
     if start is None:
       start = int(rng.integers(spare + 1))
-    samples = samples[start : start + length]
-    samples = np.pad(samples, ((0, length - len(samples)), (0, 0)))
-  example = {"audio": samples}
+    whole_s, start_s = len(samples) / rate_hz, start / rate_hz
+    for name, rows in example.items():
+      # Whole frames a second, so that every crop has as many.
+      rows_hz = rate_hz if name == "audio" else max(round(len(rows) / whole_s), 1)
+      first, count = round(start_s * rows_hz), max(round(config.seconds * rows_hz), 1)
+      cut = rows[first : first + count]
+      spare_rows = ((0, count - len(cut)), *((0, 0),) * (rows.ndim - 1))
+      example[name] = np.pad(cut, spare_rows)
   if "label" in record:
     example["label"] = record["label"]
   return example

@@ -232,7 +232,8 @@ class Generation:
 
   Only training gives the module the rng stream `dropout`, by which it knows that it trains. A
   config whose `loss` has settings that change over a run (an annealed order) names them by
-  step: `loss_settings(step) -> keyword arguments`; evaluation leaves them at their defaults.
+  step: `loss_settings(step) -> keyword arguments`; evaluation leaves them at their defaults. One
+  that makes its tokens itself (mel frames of sound) has `tokens_of(batch)`.
   """
 
   model: Any
@@ -277,6 +278,9 @@ class Generation:
 
   def tokens(self, batch: Batch) -> Tokens:
     """The batch's tokens."""
+    tokens_of = getattr(self.model, "tokens_of", None)
+    if tokens_of is not None:
+      return tokens_of(batch)
     if "packed" in batch:
       packed = batch["packed"]
       return Tokens(packed=packed, bits=self.model.bits, grid=(packed.shape[1],))

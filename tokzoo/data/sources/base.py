@@ -3,7 +3,8 @@
 A record is a dict of
 
   image  uint8[H, W, C], C is 1 (grey) or 3 (RGB), as stored; or
-  audio  float32[T, C] in [-1, 1], as stored, with `rate_hz` int, samples a second
+  audio  float32[T, C] in [-1, 1], as stored, with `rate_hz` int, samples a second, and perhaps
+         `frames`, arrays [M, ...] by name whose rows lie evenly over the sound: a teacher's features
   label  int32[], in [0, len(classes)); only where the source has classes
   text   str, a caption; only where the record has one
   key    str, names the record in messages: a path, a member of a tar, an index

@@ -10,9 +10,12 @@ files are counted in the description, hidden ones are not looked at. A file that
 is an error that names it when it is read.
 """
 
+import glob
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
 
 from tokzoo.data.sound import SOUND_SUFFIXES
 from tokzoo.data.sources.base import (
@@ -20,12 +23,13 @@ from tokzoo.data.sources.base import (
   BadRecord,
   Encoded,
   Media,
+  Record,
   Source,
   SourceInfo,
   split_folder,
 )
 from tokzoo.errors import TokzooError
-from tokzoo.remote import Located, files_under
+from tokzoo.remote import Located, files_under, on_disk
 
 
 class Folder(Source):
@@ -92,12 +96,43 @@ class Folder(Source):
 
 
 class SoundFolder(Folder):
-  """Sound files in a folder, likewise."""
+  """Sound files in a folder, likewise.
+
+  Beside NAME.wav may lie NAME.teacher.npy, NAME.teacher_lm.npy, ...: float[M, D], features of a
+  teacher for the whole file, which come as `teacher`, `teacher_lm`, ... of the record.
+  """
 
   kind = "audio"
   noun = "sounds"
   media = "sound"
   suffixes = SOUND_SUFFIXES
+
+  def __getitem__(self, index: int) -> Record:
+    record = super().__getitem__(index)
+    path = self._root / self._pictures[index]
+    found = sorted(path.parent.glob(f"{glob.escape(path.stem)}.teacher*.npy"))
+    if found:
+      record["frames"] = {file.name.split(".")[-2]: _features(file) for file in found}
+    return record
+
+
+def _features(path: Located) -> np.ndarray:
+  """A teacher's features, float32[M, D].
+
+  Raises:
+    BadRecord: they are not.
+  """
+  try:
+    with on_disk(path) as local:
+      rows = np.load(local, allow_pickle=False)
+  except (OSError, ValueError) as error:
+    raise BadRecord(str(path), str(error)) from error
+  if rows.ndim != 2 or not len(rows) or not np.isfinite(rows).all():
+    raise BadRecord(
+      str(path),
+      f"features are finite float[M, D]; these are {rows.dtype}{list(rows.shape)}",
+    )
+  return rows.astype(np.float32)
 
 
 def _classes(root: Located, pictures: list[Path], noun: str) -> tuple[str, ...]:

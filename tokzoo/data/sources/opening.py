@@ -28,6 +28,7 @@ KINDS = (
   "tokens",
   "audio",
   "tones",
+  "taught-tones",
   "speech-prompts",
 )
 
@@ -117,6 +118,8 @@ def _open(name: str, split: str) -> Source:
       return SoundFolder(path, split)
     case "tones":
       return Tones(path, split)
+    case "taught-tones":
+      return Tones(path, split, is_taught=True)
     case "speech-prompts":
       return speech_prompts(path, split)
   raise unknown("source", kind, KINDS)
