@@ -32,11 +32,12 @@ class System:
 
   slug:        its name everywhere
   title:       what it is, in a line
-  kind:        tokenizer, generator, both, or quantizers
+  kind:        tokenizer, generator, both, quantizers, or a benchmark
   modality:    image, sound, video, ..., or all
   paper:       arXiv id
   experiment:  its file under experiments/
-  parts:       its networks by name; quantizers are parts of tokenizers and have none
+  parts:       its networks by name; quantizers are parts of tokenizers and have none, nor has a
+               benchmark
   """
 
   slug: str
@@ -290,6 +291,15 @@ _ALL = (
     paper="2412.04917",
     experiment="audio/flow_omni.py",
     parts={"generator": _part("generator", "tokzoo.generators.flow_omni", "Config")},
+  ),
+  System(
+    slug="discrete-audio-tokens",
+    title="Discrete Audio Tokens: the codecs side by side, by the survey's metrics",
+    kind="benchmark",
+    modality="sound",
+    paper="2506.10274",
+    experiment="audio/discrete_audio_tokens.py",
+    parts={},
   ),
   System(
     slug="discrete-tokenization-survey",

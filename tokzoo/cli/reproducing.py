@@ -75,7 +75,8 @@ def reproduce(
   panels = [panel for verdict in _distinct(verdicts) for panel in _panels(verdict)]
   write_picture(folder / "figure.png", stack(panels))
   tables = getattr(experiment, "TABLES", ())
-  write_atomic(folder / "report.md", _report(title, numbers, tables).encode())
+  more = _benchmark(experiment, folder, only_claims=bool(claims))
+  write_atomic(folder / "report.md", _report(title, numbers, tables, more).encode())
 
   def render(console: Console) -> None:
     rows = [(v.claim.sentence, v.sentence) for v in verdicts]
@@ -83,6 +84,20 @@ def reproduce(
     console.print(f"The report is {folder / 'report.md'}.")
 
   emit(numbers, json, render)
+
+
+def _benchmark(experiment: Any, folder: Path, only_claims: bool) -> list[str]:
+  """Further lines of the report, of an experiment that has a `benchmark`; those that are there
+  where only some claims were asked for."""
+  measure = getattr(experiment, "benchmark", None)
+  if measure is None:
+    return []
+  kept = folder / "benchmark.md"
+  if only_claims:
+    return kept.read_text().splitlines() if kept.is_file() else []
+  lines = measure(folder, note)
+  write_atomic(kept, ("\n".join(lines) + "\n").encode())
+  return lines
 
 
 def _here() -> dict[str, str]:
@@ -162,7 +177,12 @@ def _elsewhere(claim: dict[str, Any], numbers: dict[str, Any]) -> str:
   return "" if is_same else f" on {by}"
 
 
-def _report(title: str, numbers: dict[str, Any], tables: Sequence[dict]) -> str:
+def _report(
+  title: str,
+  numbers: dict[str, Any],
+  tables: Sequence[dict],
+  more: Sequence[str] = (),
+) -> str:
   lines = [
     f"# {title}",
     "",
@@ -194,7 +214,7 @@ def _report(title: str, numbers: dict[str, Any], tables: Sequence[dict]) -> str:
       row = [shown(claim["seeds"][seed][name]) for seed in seeds]
       lines.append(f"| {name} | {shown(mean)} | {' | '.join(row)} |")
     lines.append("")
-  lines += ["![numbers by claim](figure.png)", ""]
+  lines += ["![numbers by claim](figure.png)", "", *more]
   if tables:
     lines += ["## Published", "", "| what | published | source |", "|---|---|---|"]
     lines += [f"| {t['what']} | {t['published']} | {t['source']} |" for t in tables]

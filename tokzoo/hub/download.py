@@ -12,7 +12,23 @@ from rich.progress import wrap_file
 
 from tokzoo.errors import TokzooError, missing_extra
 from tokzoo.files import sha256_of
+from tokzoo.hub.catalog import Entry
 from tokzoo.places import cache_dir
+
+
+def is_at_hand(entry: Entry) -> bool:
+  """Whether the weights of a catalog's entry are on this machine: packaged, or fetched before."""
+  if entry.packaged:
+    return True
+  if entry.url is not None:
+    return _kept_at(entry.url).is_file()
+  try:
+    from huggingface_hub import try_to_load_from_cache
+  except ImportError:
+    return False
+  assert entry.hub is not None and entry.path is not None
+  found = try_to_load_from_cache(entry.hub, entry.path, revision=entry.revision)
+  return isinstance(found, str)
 
 
 def download(
@@ -90,9 +106,8 @@ def download_url(url: str, sha256: str | None = None) -> Path:
     TokzooError: the file is not to be had, a page comes in its place, the disk is full, or
       its hash differs.
   """
-  name = Path(urllib.parse.urlparse(url).path).name
-  key = hashlib.sha256(url.encode()).hexdigest()[:16]
-  local = cache_dir() / "downloads" / key / name
+  local = _kept_at(url)
+  name = local.name
   if not local.is_file():
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
       raise TokzooError(
@@ -108,6 +123,13 @@ def download_url(url: str, sha256: str | None = None) -> Path:
       ) from error
   _check_hash(local, sha256)
   return local
+
+
+def _kept_at(url: str) -> Path:
+  """Where a file of that address is kept in the cache."""
+  name = Path(urllib.parse.urlparse(url).path).name
+  key = hashlib.sha256(url.encode()).hexdigest()[:16]
+  return cache_dir() / "downloads" / key / name
 
 
 def _fetch(url: str, local: Path) -> None:
