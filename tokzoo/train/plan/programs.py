@@ -87,7 +87,9 @@ def batch_shapes(recipe: Recipe) -> Shapes:
   elif recipe.data.seconds is not None and recipe.data.sample_rate_hz is not None:
     length = round(recipe.data.seconds * recipe.data.sample_rate_hz)
     shape = (1, length, recipe.data.channels)
-    found = {"audio": jax.ShapeDtypeStruct(shape, jnp.float32)}
+    found = {"audio": jax.ShapeDtypeStruct(shape, jnp.float32)} | _taught(
+      recipe, length
+    )
   else:
     loader = tokzoo.data.loader(recipe.data, rows, recipe.seed, slice(0, rows))
     try:
@@ -98,6 +100,16 @@ def batch_shapes(recipe: Recipe) -> Shapes:
     name: jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype)
     for name, array in found.items()
   }
+
+
+def _taught(recipe: Recipe, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+  """Features of the teachers of a codec that is distilled, a row for each frame of its tokens."""
+  how = getattr(recipe.task, "distillation", None)
+  if how is None:
+    return {}
+  model: Any = getattr(recipe.task, "model", None)
+  shape = (1, -(-length // model.hop), model.semantic_dim)
+  return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name in how.teachers}
 
 
 def _inference(recipe: Recipe, what: What, layout: Layout, batch: Shapes):
