@@ -1,0 +1,92 @@
+"""The recipes of the sound systems fit together, and the benchmark writes what it should."""
+
+import csv
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.codecs import CAUSAL, pretrained
+from tokzoo.cli.experiments import load_experiment
+from tokzoo.metrics import audio as metrics
+from tokzoo.systems import SYSTEMS
+from tokzoo.train.plan.programs import batch_shapes
+
+SOUND = [slug for slug, system in SYSTEMS.items() if system.modality == "sound"]
+TOKENIZERS = [slug for slug in SOUND if SYSTEMS[slug].kind == "tokenizer"]
+RECIPES = [(slug, name) for slug in SOUND for name in load_experiment(slug).RECIPES]
+
+
+def losses_of(recipe):
+  """Shapes of a step's losses, without compiling anything."""
+  batch = batch_shapes(recipe)
+  task = recipe.task
+  variables = jax.eval_shape(task.init, jax.random.key(0), batch)
+  key, step = jax.random.key(0), jnp.int32(0)
+  return task, jax.eval_shape(
+    lambda v, b: task.losses(v, b, key, step), variables, batch
+  )
+
+
+# Tracing takes seconds each: every day those with an objective of their own.
+EVERYDAY = (("encodec", "nano"), ("dm-codec", "nano"), ("flow-omni", "nano"))
+NANO = [
+  pytest.param(*pair, marks=() if pair in EVERYDAY else pytest.mark.slow)
+  for pair in RECIPES
+  if "nano" in pair[1]
+]
+
+
+@pytest.mark.parametrize("slug, name", NANO)
+def test_a_nano_recipe_fits_its_data_and_players(slug, name):
+  recipe = load_experiment(slug).RECIPES[name]()
+  assert recipe.system == slug and recipe.name == name
+  assert recipe.data.source.startswith(("tones", "taught-tones", "speech-prompts"))
+  task, losses = losses_of(recipe)
+  assert set(losses.players) == set(task.players) == set(recipe.optimizers)
+  assert all(loss.shape == () for loss in losses.players.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("slug, name", [p for p in RECIPES if "nano" not in p[1]])
+def test_a_published_recipe_fits_its_players(slug, name):
+  task, losses = losses_of(load_experiment(slug).RECIPES[name]())
+  assert set(losses.players) == set(task.players)
+
+
+def test_the_taxonomy_has_every_codec():
+  assert set(load_experiment("discrete-audio-tokens").TAXONOMY) == set(TOKENIZERS)
+
+
+def test_the_benchmark_writes_tables_and_a_figure(tmp_path, monkeypatch):
+  experiment = load_experiment("discrete-audio-tokens")
+  model = dataclasses.replace(
+    CAUSAL, sample_rate_hz=2_000, bandwidths_kbps=(1.0, 2.0, 4.0)
+  )
+  tiny = pretrained(model)
+  monkeypatch.setattr(experiment, "_from_catalog", lambda say: [])
+  monkeypatch.setattr(experiment, "_trained", lambda say: [tiny])
+  monkeypatch.setattr(experiment, "_SOUNDS", 2)
+  monkeypatch.setattr(metrics, "_package", lambda name: None)
+  told = []
+  lines = experiment.benchmark(tmp_path, told.append)
+  with open(tmp_path / "benchmark.csv") as file:
+    rows = list(csv.DictReader(file))
+  assert [row["codebooks"] for row in rows] == ["1", "2", "4"] and len(told) == 3
+  # 250 frames a second of 4 bits.
+  assert [float(row["kbps"]) for row in rows] == [1.0, 2.0, 4.0]
+  assert all(row["stoi"] == "" and np.isfinite(float(row["sdr_db"])) for row in rows)
+  assert (tmp_path / "rates.png").stat().st_size > 1_000
+  text = "\n".join(lines)
+  assert "| tiny | 4 |" in text and "| encodec | CNN+RNN, time |" in text
+  assert text.index("## Benchmark") < text.index("The survey's rows")
+
+
+def test_energy_distance_is_zero_between_halves_and_not_between_modes():
+  experiment = load_experiment("flow-omni")
+  draw = np.random.default_rng(0)
+  x, y = draw.normal(size=(2, 400, 2))
+  assert abs(experiment.energy_distance(x, y)) < 0.02
+  assert experiment.energy_distance(x, y + 3) > 1
