@@ -112,7 +112,8 @@ def _import_jax() -> None:
   from importlib.util import find_spec
 
   devices = ("/dev/nvidia*", "/dev/dxg", "/dev/accel*", "/dev/vfio/*", "/dev/kfd")
-  if "JAX_PLATFORMS" in os.environ or any(map(glob.glob, devices)):
+  asked = os.environ.get("JAX_PLATFORMS")
+  if asked != "cpu" and (asked is not None or any(map(glob.glob, devices))):
     return
   if find_spec("libtpu") is None and find_spec("jax_plugins") is None:
     return
