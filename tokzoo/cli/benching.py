@@ -1,4 +1,4 @@
-"""`tokzoo bench kernels`, `train`, `images`, `scaling`: how fast tokzoo is, beside named peers."""
+"""`tokzoo bench kernels`, `train`, `images`, `sound`, `scaling`: how fast tokzoo is, beside named peers."""
 
 import dataclasses
 import importlib.util
@@ -21,13 +21,20 @@ _HELP = """usage: tokzoo bench COMMAND ...
   tokzoo bench kernels   Codebook search, bit packing and a VQ step beside named peers.
   tokzoo bench train     The trainer's step beside PyTorch's, and what its loop costs.
   tokzoo bench images    Image tokenizers and generators beside the same in PyTorch.
+  tokzoo bench sound     Codecs of sound beside the same in transformers.
   tokzoo bench scaling   Operations and collectives of one device of 1, 2, 4 and 8.
 
 tokzoo bench COMMAND --help says more."""
 
 
 def run_bench(arguments: Sequence[str]) -> int:
-  commands = {"kernels": kernels, "train": train, "images": images, "scaling": scaling}
+  commands = {
+    "kernels": kernels,
+    "train": train,
+    "images": images,
+    "sound": sound,
+    "scaling": scaling,
+  }
   if not arguments or arguments[0] in ("-h", "--help"):
     print(_HELP)
     return 0
@@ -198,6 +205,50 @@ def images(
     ]
     console.print(table(_title(told), columns, shown))
     console.print("ratio: our time / PyTorch's, MiB: beyond inputs and outputs")
+
+  emit(told, json, render)
+
+
+def sound(
+  size: Literal["nano", "base"] | None = None,
+  model: str | None = None,
+  turns: int = 5,
+  json: bool = False,
+) -> None:
+  """Times codecs of sound turn by turn with the same in transformers (extra parity).
+
+  Encoding and decoding: float32, the same weights and the same tokens on both sides. A ratio
+  is our time divided by the peer's: below 1 we are faster. The real-time factor is seconds of
+  sound a second.
+
+  Args:
+    size: nano, or base (the published sizes); both by default.
+    model: one of EnCodec 24 kHz, EnCodec 48 kHz, DAC 24 kHz, Mimi; all by default.
+    turns: how often each program runs.
+    json: print JSON instead of a table.
+  """
+  from tokzoo.train.bench import sound as cases
+
+  if turns < 1:
+    raise TokzooError(f"{turns} turns measure nothing: choose 1 or more.")
+  names = {case.name for case in cases.CASES}
+  if model is not None and model not in names:
+    raise unknown("model", model, names)
+  for package in ("torch", "transformers"):
+    if importlib.util.find_spec(package) is None:
+      raise missing_extra(package, "parity", "racing it")
+  rows = []
+  for case, row in cases.bench(turns, size, model):
+    rows.append({**dataclasses.asdict(row), "real_time": case.seconds / row.seconds})
+    print(f"{row.op} {row.spec}: ratio {row.ratio:.2f}", file=sys.stderr)
+  told = {**_here(), "rows": rows}
+
+  def render(console: Console) -> None:
+    columns = ("op", "codec", "seconds", "x real time", "peer's", "ratio", "MiB")
+    names = ("op", "spec", "seconds", "real_time", "peer_seconds", "ratio")
+    shown = [(*(row[name] for name in names), _mib(row["peak_bytes"])) for row in rows]
+    console.print(table(_title(told), columns, shown))
+    console.print("ratio: our time / transformers', MiB: beyond inputs and outputs")
 
   emit(told, json, render)
 
