@@ -1,9 +1,11 @@
 """`tokzoo COMMAND ...`: one line a command; each lives in a module of its own."""
 
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 COMMANDS = {
   "quickstart": (
@@ -117,14 +119,20 @@ def _import_jax() -> None:
     return
   if find_spec("libtpu") is None and find_spec("jax_plugins") is None:
     return
-  # None makes an import fail: CUDA's libraries tell of a missing driver while they load.
-  plugins = {f"jax_cuda{version}_plugin": None for version in (12, 13)}
-  sys.modules.update(plugins)  # pyright: ignore[reportArgumentType, reportCallIssue]
+  # None makes an import fail: CUDA's libraries tell of a missing driver while they load, the
+  # extensions with jax and the plugin itself with jax's first computation.
+  extensions = {f"jax_cuda{version}_plugin": None for version in (12, 13)}
+  plugins = {f"jax_plugins.xla_cuda{version}": None for version in (12, 13)}
+  hidden: dict[str, Any] = extensions | plugins
+  sys.modules.update(hidden)
   import jax
 
-  for plugin in plugins:
-    del sys.modules[plugin]
+  for extension in extensions:
+    del sys.modules[extension]
   jax.config.update("jax_platforms", "cpu")
+  logging.getLogger("jax._src.xla_bridge").addFilter(
+    lambda record: "Plugin module" not in record.getMessage()
+  )
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def _gpu(
 ) -> Chip:
   return Chip(
     platform="cuda",
-    package="jax_plugins.xla_cuda12",
+    package="jax_cuda12_plugin",
     flops=flops,
     hbm_bytes=hbm_bytes,
     hbm_rate=hbm_gb_s * _GB,
