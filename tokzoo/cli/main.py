@@ -93,30 +93,34 @@ def _quiet_start() -> None:
   # Absl and XLA greet on stderr; a user's one sentence should stand alone there.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   os.environ.setdefault("ABSL_MIN_LOG_LEVEL", "2")
-  _import_jax()
+  if _on_cpus():
+    from tokzoo.machines.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    _hide_compilers()
   import jax
 
-  from tokzoo.machines.allocator import keep_freed_memory
   from tokzoo.places import cache_dir
-
-  if jax.config.jax_platforms == "cpu":
-    keep_freed_memory()
 
   # A second start of the same command compiles nothing.
   jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "jax"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def _import_jax() -> None:
-  """Imports jax, without the accelerators whose compilers the extra `plan` brought and which
-  are not here: jax would look for each, slowly, and say at length that there is no driver."""
+def _on_cpus() -> bool:
+  """Whether jax will run on CPUs: it was told so, or there is nothing else."""
   import glob
-  from importlib.util import find_spec
 
   devices = ("/dev/nvidia*", "/dev/dxg", "/dev/accel*", "/dev/vfio/*", "/dev/kfd")
   asked = os.environ.get("JAX_PLATFORMS")
-  if asked != "cpu" and (asked is not None or any(map(glob.glob, devices))):
-    return
+  return asked == "cpu" or (asked is None and not any(map(glob.glob, devices)))
+
+
+def _hide_compilers() -> None:
+  """Imports jax, without the accelerators whose compilers the extra `plan` brought and which
+  are not here: jax would look for each, slowly, and say at length that there is no driver."""
+  from importlib.util import find_spec
+
   if find_spec("libtpu") is None and find_spec("jax_plugins") is None:
     return
   # None makes an import fail: CUDA's libraries tell of a missing driver while they load, the
