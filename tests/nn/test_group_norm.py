@@ -1,4 +1,4 @@
-"""Our group norm and doubling convolution beside the plain forms that they stand for."""
+"""Our group norm beside Flax's."""
 
 import flax.linen as nn
 import jax
@@ -8,7 +8,6 @@ import pytest
 
 from tokzoo.errors import TokzooError
 from tokzoo.nn.group_norm import GroupNorm
-from tokzoo.nn.resize import doubled_conv
 
 
 def draw(seed, *shape):
@@ -53,32 +52,3 @@ def test_a_large_mean_costs_no_digits_and_bfloat16_stays():
 def test_groups_of_unequal_size_are_refused():
   with pytest.raises(TokzooError, match=r"10 features are not 4 groups"):
     GroupNorm(4).init(jax.random.key(0), jnp.zeros((1, 2, 10)))
-
-
-@pytest.mark.parametrize("size", [(4, 4), (1, 3), (5, 2)])
-def test_doubling_is_folded_into_the_convolution(size):
-  x, kernel, weight = draw(0, 2, *size, 3), draw(1, 3, 3, 3, 5), draw(2, 2, 1, 1, 5)
-
-  def plain(x, kernel):
-    x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-    layout = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(
-      x, kernel, (1, 1), "SAME", dimension_numbers=layout
-    )
-
-  def both(function):
-    def total(x, kernel):
-      y = function(x, kernel)
-      return (weight * y * y).mean(), y
-
-    return jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))(x, kernel)
-
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4),
-    both(doubled_conv),
-    both(plain),
-  )
-  module = nn.Conv(5, (3, 3), conv_general_dilated=doubled_conv)
-  y, variables = module.init_with_output(jax.random.key(0), x)
-  assert y.shape == (2, 2 * size[0], 2 * size[1], 5)
-  assert variables["params"]["kernel"].shape == (3, 3, 3, 5)

@@ -96,7 +96,8 @@ def _quiet_start() -> None:
   if _on_cpus():
     from tokzoo.machines.allocator import keep_freed_memory
 
-    keep_freed_memory()
+    if os.environ.get("TOKZOO_KEEP_MEMORY") != "0":
+      keep_freed_memory()
     _hide_compilers()
   import jax
 

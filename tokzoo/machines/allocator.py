@@ -3,7 +3,8 @@
 XLA on CPUs asks for a program's temporaries anew at every call. The C library of Linux gives
 blocks of that size back to the kernel when they are freed, so each call gets them as pages
 that are not there: of a small training step, which takes 100 MB of them, a third of the time
-goes into faulting pages in (27,000 a step).
+goes into faulting pages in (27,000 a step). The command line keeps them, on CPUs, unless
+TOKZOO_KEEP_MEMORY=0; a script of your own calls `keep_freed_memory` before it imports jax.
 """
 
 import ctypes

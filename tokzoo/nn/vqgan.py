@@ -23,9 +23,9 @@ import flax.linen as nn
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from tokzoo.nn.conv2d import doubled_conv, same_conv
 from tokzoo.nn.group_norm import GroupNorm
 from tokzoo.nn.layers import attend, rows_dot_general
-from tokzoo.nn.resize import doubled_conv
 from tokzoo.weights import POINTWISE, Rule, conv2d_rules, norm_rules
 
 
@@ -79,7 +79,13 @@ class ResBlock(nn.Module):
     h = x
     for i in (1, 2):
       h = nn.swish(GroupNorm(self.groups, name=f"norm{i}")(h))
-      h = nn.Conv(self.features, (3, 3), use_bias=self.use_bias, name=f"conv{i}")(h)
+      h = nn.Conv(
+        self.features,
+        (3, 3),
+        use_bias=self.use_bias,
+        conv_general_dilated=same_conv,
+        name=f"conv{i}",
+      )(h)
     if x.shape[-1] != self.features:
       by = nn.Conv(self.features, (1, 1), use_bias=self.use_bias, name="nin_shortcut")
       x = by(x if self.shortcut == "input" else h)
