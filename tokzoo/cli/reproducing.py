@@ -53,6 +53,7 @@ def reproduce(
       f"{slug} has the claims 1 to {len(every)}, there is no claim {wrong[0]}."
     )
   folder = out / slug
+  here = _here()  # before measuring, for what is loaded is what measures
   entries: list[dict[str, Any]] = []
   verdicts: list[Verdict] = []
   for number, claim in enumerate(every, 1):
@@ -67,8 +68,9 @@ def reproduce(
     if seeds:
       claim = dataclasses.replace(claim, seeds=seeds)
     verdicts.append(judge(claim, lambda text: note(f"  {text}")))
-    entries.append(_entry(verdicts[-1], time.perf_counter() - started))
-  numbers = {"system": slug, **_here(), "claims": entries}
+    seconds = time.perf_counter() - started
+    entries.append(_entry(verdicts[-1], seconds) | here)
+  numbers = {"system": slug, **here, "claims": entries}
   write_atomic(
     folder / "numbers.json", (json_module.dumps(numbers, indent=2) + "\n").encode()
   )
@@ -118,7 +120,6 @@ def _entry(verdict: Verdict, seconds: float) -> dict[str, Any]:
     "seeds": {str(seed): found for seed, found in verdict.numbers.items()},
     "held": {str(seed): held for seed, held in verdict.held.items()},
     "seconds": round(seconds, 1),
-    **_here(),
   }
 
 
