@@ -4,11 +4,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tests.parity.base import compiled
-from tests.tokenizers.audio.tiny import CONFIGS, run, sound, variables_of
+from tests.tokenizers.audio.tiny import (
+  CONFIGS,
+  mostly_slow,
+  run,
+  sound,
+  variables_of,
+)
 from tokzoo.contract import Tokenizer
 from tokzoo.errors import TokzooError
+from tokzoo.systems import find_part, part_of_config
 from tokzoo.tokenizers.audio import (
   dac,
   encodec,
@@ -19,6 +27,8 @@ from tokzoo.tokenizers.audio import (
   xcodec,
 )
 from tokzoo.tokens import Tokens
+from tokzoo.train import from_json, to_json
+from tokzoo.train.mesh import ambient
 
 STREAMS = ("params", "quantizer", "codebook", "noise")
 
@@ -40,9 +50,45 @@ def test_the_config_says_what_there_is(name):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("hops", [0, 5])
-def test_any_length_comes_back(name, hops):
-  """One sample, and a few hops and one sample."""
+def test_a_config_is_kept_as_json(name):
+  config = CONFIGS[name]
+  assert from_json(to_json(config)) == config
+  assert find_part(*part_of_config(config)).config.endswith("Config")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_half_precision_stays_half(name):
+  """bfloat16 weights and audio: what quantizers and norms give goes on in bfloat16."""
+  config, half = CONFIGS[name], jnp.bfloat16
+  variables = {
+    **variables_of(name),
+    "params": jax.tree.map(lambda p: p.astype(half), variables_of(name)["params"]),
+  }
+  x = sound(config, config.hop * 3).astype(half)
+  module = config.build()
+  decoder = "backbone" if name == "wavtokenizer" else "decoder"
+
+  def run(variables):
+    output, found = module.apply(variables, x, capture_intermediates=True)
+    return output, found["intermediates"][decoder]["__call__"][0]
+
+  with jax.numpy_dtype_promotion("standard"):
+    output, inside = jax.eval_shape(run, variables)
+  assert output.reconstruction.dtype == jnp.float32 and inside.dtype == half
+
+
+@pytest.mark.parametrize("name", mostly_slow("encodec-stereo", "mimi", "xcodec"))
+def test_one_sample_comes_back(name):
+  check_any_length(name, 0)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_any_length_comes_back(name):
+  check_any_length(name, 5)
+
+
+def check_any_length(name: str, hops: int) -> None:
+  """So many hops and one sample."""
   config = CONFIGS[name]
   samples = hops * config.hop + 1
   x = sound(config, samples)
@@ -136,7 +182,7 @@ def test_what_does_not_fit_is_one_sentence(name):
     module.apply(variables, values, method="decode")
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", mostly_slow("encodec", "dac", "mimi"))
 def test_training_moves_everything(name):
   """Each parameter gets a gradient, each codebook a step, in one program."""
   config = CONFIGS[name]
@@ -218,3 +264,31 @@ def test_published_rates():
   hops = {name: config.hop for name, config in dac.PRESETS.items()}
   assert hops == {"dac-16khz": 320, "dac-24khz": 320, "dac-44khz": 512}
   assert dac.PRESETS["dac-24khz"].rates_kbps[24.0] == 32
+
+
+@pytest.mark.parametrize("name", ["encodec", "dac", "speechtokenizer"])
+def test_one_device_equals_eight(name):
+  """A batch split over devices: the same tokens, the same step of the codebooks."""
+  config = CONFIGS[name]
+  module, variables = config.build(), variables_of(name)
+  mesh = Mesh(np.array(jax.devices()), ("data",))
+  x = sound(config, config.hop * 4, batch=8)
+  split = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
+  mutable = [k for k in variables if k != "params"]
+
+  def step(variables, x):
+    tokens = module.apply(variables, x, method="encode")
+    output, after = module.apply(
+      variables, x, train=True, rngs=keys(0), mutable=mutable
+    )
+    return tokens.ids, output.losses, after
+
+  alone = compiled(step)(variables, x)
+  copies = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
+  shared = compiled(ambient(mesh, step))(copies, split)
+  np.testing.assert_array_equal(alone[0], shared[0])
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+    alone[1:],
+    shared[1:],
+  )

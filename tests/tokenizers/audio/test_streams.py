@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from tests.parity.base import compiled
-from tests.tokenizers.audio.tiny import CONFIGS, run, sound, variables_of
+from tests.tokenizers.audio.tiny import (
+  CONFIGS,
+  mostly_slow,
+  run,
+  sound,
+  variables_of,
+)
 from tokzoo.errors import TokzooError
 from tokzoo.nn.streaming import Stream
 from tokzoo.tokens import Tokens
@@ -70,7 +76,7 @@ def test_latents_of_a_stream(name):
   np.testing.assert_allclose(*both, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", mostly_slow("encodec", "mimi", "dac", "snac"))
 def test_causality_is_as_the_config_says(name):
   config = CONFIGS[name]
   frames = 16

@@ -17,6 +17,7 @@ from tests.parity.speechtokenizer import make_config as speech_config
 from tests.parity.wavtokenizer import make_config as wav_config
 from tokzoo.errors import TokzooError
 from tokzoo.files import read_safetensors
+from tokzoo.hub.catalog import catalog
 from tokzoo.tokenizers.audio import (
   dac,
   dm_codec,
@@ -25,6 +26,7 @@ from tokzoo.tokenizers.audio import (
   snac,
   speechtokenizer,
   wavtokenizer,
+  xcodec,
 )
 from tokzoo.weights import Table, WeightNorm, flatten
 
@@ -89,6 +91,31 @@ def test_what_is_written_has_the_published_keys(name):
   table = module.WEIGHTS
   written = table.published_shapes(shapes_of(module.PRESETS[preset]))
   assert written == {k: s for k, s in LISTS[name].items() if not ignored(table, k)}
+
+
+@pytest.mark.parametrize(
+  ("module", "preset", "millions"),
+  [
+    (encodec, "encodec-32khz", 56.9),
+    (snac, "snac-44khz", 54.5),
+    # What is published counts EnCodec's decoder, 8.85 M, which is not used.
+    (wavtokenizer, "wavtokenizer-75", 80.6 - 8.85),
+    (wavtokenizer, "wavtokenizer-40", 80.9 - 8.85),
+  ],
+)
+def test_sizes_without_a_list_are_the_published_ones(module, preset, millions):
+  """Mousavi et al., arXiv 2506.10274, table 2; SNAC's README."""
+  params = shapes_of(module.PRESETS[preset])["params"]
+  found = sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6
+  assert found == pytest.approx(millions, abs=0.1)
+
+
+def test_the_catalog_names_every_published_checkpoint():
+  """But two: a pickle with an ending that is not read, and files on a drive."""
+  known = {entry.preset for entry in catalog().values()}
+  modules = (dac, dm_codec, encodec, mimi, snac, speechtokenizer, wavtokenizer, xcodec)
+  presets = set().union(*(module.PRESETS for module in modules))
+  assert presets - known == {"speechtokenizer-snake", "dm-codec"}
 
 
 def fixture(name: str):

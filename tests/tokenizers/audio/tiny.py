@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from tests.parity.base import compiled
 from tokzoo.nn.dac import DACNet
@@ -128,6 +129,14 @@ CONFIGS: dict[str, Any] = {
     bandwidths_kbps=(0.4, 0.8),
   ),
 }
+
+
+def mostly_slow(*everyday: str) -> list[Any]:
+  """All codecs as parameters of a test, slow but for some that differ most."""
+  return [
+    name if name in everyday else pytest.param(name, marks=pytest.mark.slow)
+    for name in CONFIGS
+  ]
 
 
 @functools.cache

@@ -133,9 +133,10 @@ class DAC(nn.Module):
       num_codebooks: Q; None: all.
     """
     self._check(x, num_codebooks, None)
-    quantized = self.quantizer(self.latents(x), train=train, num_levels=num_codebooks)
+    z = self.latents(x)
+    quantized = self.quantizer(z, train=train, num_levels=num_codebooks)
     used = quantized.ids.shape[-1]
-    audio = self.decoder(quantized.values)
+    audio = self.decoder(quantized.values.astype(z.dtype))
     return Output(
       reconstruction=of_length(audio, x.shape[1]).astype(jnp.float32),
       tokens=self._tokens(quantized),

@@ -225,7 +225,7 @@ class EnCodec(nn.Module):
     check_encode(x.shape, c.channels, sum(frames), num_codebooks, c.num_codebooks, None)
     z, scale = self.latents(x)
     quantized = self.quantizer(z, train=train, num_levels=num_codebooks)
-    audio = self.audio(quantized.values, scale, frames)
+    audio = self.audio(quantized.values.astype(z.dtype), scale, frames)
     return Output(
       reconstruction=of_length(audio, x.shape[1]).astype(jnp.float32),
       tokens=self._tokens(quantized, scale),
@@ -270,7 +270,7 @@ class EnCodec(nn.Module):
     c = self.config
     if len(frames) == 1:
       audio = self.decoder(codes)
-      return audio if scale is None else audio * scale[:, :, None]
+      return audio if scale is None else audio.astype(jnp.float32) * scale[:, :, None]
     assert scale is not None and c.stride is not None
     most = frames[0]
     full = frames.count(most)
@@ -282,7 +282,8 @@ class EnCodec(nn.Module):
       missing = (most - count) * c.hop
       parts.append(jnp.pad(part, ((0, 0), (0, 0), (0, missing), (0, 0))))
       start += count
-    chunks = jnp.concatenate(parts, axis=1) * scale[:, :, None, None]
+    chunks = jnp.concatenate(parts, axis=1).astype(jnp.float32)
+    chunks = chunks * scale[:, :, None, None]
     return _overlap_add(chunks, [f * c.hop for f in frames], c.stride)
 
   def init_state(self, batch_size: int) -> StreamState:
@@ -343,9 +344,9 @@ class EnCodec(nn.Module):
     """Chunks of one length to latents and scales."""
     scale = None
     if self.config.is_normalized:
-      mono = jnp.mean(x, axis=-1)
+      mono = jnp.mean(x.astype(jnp.float32), axis=-1)
       scale = jnp.sqrt(jnp.mean(jnp.square(mono), axis=-1)) + 1e-8
-      x = x / scale[:, :, None, None]
+      x = (x / scale[:, :, None, None]).astype(x.dtype)
     return self._by_parts(self.encoder, x), scale
 
   def _decode_chunks(self, codes: Float[Array, "B S L D"]) -> Float[Array, "B S T C"]:

@@ -128,6 +128,7 @@ class StridedResidual(nn.Module):
     self, z: Float[Array, "B N D"], train: bool = False
   ) -> tuple[Quantized, list[Int[Array, "B n"]]]:
     """The sum of the codes, and the ids of each codebook."""
+    z = z.astype(jnp.float32)
     residual, total = z, jnp.zeros_like(z)
     outs = []
     for level, stride in zip(self.levels, self.config.strides, strict=True):
@@ -222,10 +223,11 @@ class SNAC(nn.Module):
   ) -> Output:
     """Reconstructs audio at its own length; noise is added in training alone."""
     self._check(x, num_codebooks, None)
-    quantized, ids = self.quantizer(self.latents(x), train)
+    z = self.latents(x)
+    quantized, ids = self.quantizer(z, train)
     is_noisy = train and self.config.net.has_noise
     rng = self.make_rng("noise") if is_noisy else None
-    audio = self.decoder(quantized.values, rng)
+    audio = self.decoder(quantized.values.astype(z.dtype), rng)
     return Output(
       reconstruction=of_length(audio, x.shape[1]).astype(jnp.float32),
       tokens=self._tokens(jax.lax.stop_gradient(ids)),
