@@ -11,23 +11,26 @@ import pytest
 from tests.codecs import CAUSAL, pretrained
 from tokzoo.cli.experiments import load_experiment
 from tokzoo.metrics import audio as metrics
+from tokzoo.nn.sound_critics import MultiBand, MultiPeriod, MultiScale
 from tokzoo.systems import SYSTEMS
 from tokzoo.train.plan.programs import batch_shapes
+from tokzoo.train.step import compute_cast
 
 SOUND = [slug for slug, system in SYSTEMS.items() if system.modality == "sound"]
 TOKENIZERS = [slug for slug in SOUND if SYSTEMS[slug].kind == "tokenizer"]
 RECIPES = [(slug, name) for slug in SOUND for name in load_experiment(slug).RECIPES]
 
 
-def losses_of(recipe):
+def losses_of(recipe, dtype=jnp.float32):
   """Shapes of a step's losses, without compiling anything."""
-  batch = batch_shapes(recipe)
-  task = recipe.task
-  variables = jax.eval_shape(task.init, jax.random.key(0), batch)
-  key, step = jax.random.key(0), jnp.int32(0)
-  return task, jax.eval_shape(
-    lambda v, b: task.losses(v, b, key, step), variables, batch
-  )
+  batch, task, key = batch_shapes(recipe), recipe.task, jax.random.key(0)
+  variables = jax.eval_shape(task.init, key, batch)
+
+  def step(variables, batch):
+    cast = {**variables, "params": compute_cast(variables["params"], dtype)}
+    return task.losses(cast, compute_cast(batch, dtype), key, jnp.int32(0))
+
+  return task, jax.eval_shape(step, variables, batch)
 
 
 # Tracing takes seconds each: every day those with an objective of their own.
@@ -54,6 +57,27 @@ def test_a_nano_recipe_fits_its_data_and_players(slug, name):
 def test_a_published_recipe_fits_its_players(slug, name):
   task, losses = losses_of(load_experiment(slug).RECIPES[name]())
   assert set(losses.players) == set(task.players)
+
+
+def test_critics_and_spectra_compute_in_bfloat16():
+  _, losses = losses_of(load_experiment("encodec").RECIPES["nano"](), jnp.bfloat16)
+  assert {loss.dtype for loss in losses.players.values()} == {jnp.dtype("float32")}
+  wave = jax.ShapeDtypeStruct((1, 600, 1), jnp.bfloat16)
+  for critic in (
+    MultiScale((2,) * 7, 1),
+    MultiPeriod((2,), (2, 2)),
+    MultiBand((32,), 2),
+  ):
+
+    def judge(wave, critic=critic):
+      variables = critic.init(jax.random.key(0), wave)
+      params = compute_cast(
+        variables["params"], jnp.bfloat16
+      )  # what they keep is float32
+      return critic.apply({**variables, "params": params}, wave)
+
+    found = jax.eval_shape(judge, wave)
+    assert {verdict.logits.dtype for verdict in found} == {jnp.dtype("bfloat16")}
 
 
 def test_the_taxonomy_has_every_codec():

@@ -59,7 +59,8 @@ class NormConv(nn.Module):
       gain = self.param("gain", lambda _: start)
       flat = kernel.reshape(-1, self.features).astype(jnp.float32)
       length = jnp.sqrt(jnp.maximum(jnp.square(flat).sum(0), 1e-24))
-      kernel = kernel * (gain / length).astype(kernel.dtype)[(None,) * (axes + 1)]
+      scale = gain.astype(jnp.float32) / length
+      kernel = kernel * scale.astype(kernel.dtype)[(None,) * (axes + 1)]
     elif self.norm == "spectral":
       kernel = kernel / self._sigma(kernel).astype(kernel.dtype)
     padding = self.padding or (0,) * axes
