@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import tyro
+from rich import box
 from rich.console import Console
+from rich.table import Table
 
-from tokzoo.cli.console import emit, facts, parse, shown, table
+from tokzoo.cli.console import emit, facts, parse, shown
 from tokzoo.cli.experiments import find_recipe, load_experiment
 from tokzoo.errors import unknown
 from tokzoo.hub import catalog, find_entry, load
@@ -32,13 +34,21 @@ def list_systems(json: bool = False) -> None:
   systems = [describe(slug) for slug in SYSTEMS]
 
   def render(console: Console) -> None:
-    rows = [
-      (s["slug"], s["title"], s["modality"], s["recipes"], s["checkpoints"])
-      for s in systems
-    ]
-    columns = ("system", "what", "modality", "recipes", "checkpoints")
-    console.print(table("The zoo", columns, rows))
-    console.print("tokzoo show NAME says more of a system, a checkpoint or a recipe.")
+    # One line a system, whatever the width: the names are in `tokzoo show`.
+    grid = Table(title="The zoo", title_justify="left", box=box.SIMPLE, pad_edge=False)
+    grid.add_column("system", no_wrap=True, min_width=max(map(len, SYSTEMS)))
+    grid.add_column("of", no_wrap=True, min_width=5)
+    grid.add_column("recipes", justify="right", no_wrap=True, min_width=7)
+    grid.add_column("weights", justify="right", no_wrap=True, min_width=7)
+    grid.add_column("what", no_wrap=True, overflow="ellipsis", ratio=1)
+    for s in systems:
+      counts = str(len(s["recipes"])), str(len(s["checkpoints"]))
+      grid.add_row(s["slug"], s["modality"], *counts, s["title"])
+    console.print(grid)
+    console.print(
+      "tokzoo show SYSTEM lists its recipes and checkpoints; tokzoo show NAME says more of a "
+      "checkpoint, or of a recipe as SYSTEM/RECIPE."
+    )
 
   emit(systems, json, render)
 
