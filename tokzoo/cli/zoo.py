@@ -1,6 +1,7 @@
 """`tokzoo list` and `tokzoo show`: what there is."""
 
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -15,6 +16,9 @@ from tokzoo.errors import unknown
 from tokzoo.hub import catalog, find_entry, load
 from tokzoo.systems import SYSTEMS, find_preset, resolve
 from tokzoo.train import to_json
+
+
+_COUNTS = ("recipes", "weights")
 
 
 def run_list(arguments: Sequence[str]) -> None:
@@ -36,14 +40,15 @@ def list_systems(json: bool = False) -> None:
   def render(console: Console) -> None:
     # One line a system, whatever the width: the names are in `tokzoo show`.
     grid = Table(title="The zoo", title_justify="left", box=box.SIMPLE, pad_edge=False)
-    grid.add_column("system", no_wrap=True, min_width=max(map(len, SYSTEMS)))
-    grid.add_column("of", no_wrap=True, min_width=5)
-    grid.add_column("recipes", justify="right", no_wrap=True, min_width=7)
-    grid.add_column("weights", justify="right", no_wrap=True, min_width=7)
-    grid.add_column("what", no_wrap=True, overflow="ellipsis", ratio=1)
+    for name in ("system", "of", "recipes", "weights", "what"):
+      grid.add_column(
+        name, justify="right" if name in _COUNTS else "left", no_wrap=True
+      )
+    room = console.width - max(map(len, SYSTEMS)) - 32
     for s in systems:
-      counts = str(len(s["recipes"])), str(len(s["checkpoints"]))
-      grid.add_row(s["slug"], s["modality"], *counts, s["title"])
+      counts = (str(len(s["recipes"])), str(len(s["checkpoints"])))
+      title = textwrap.shorten(s["title"], max(room, 20), placeholder=" ...")
+      grid.add_row(s["slug"], s["modality"], *counts, title)
     console.print(grid)
     console.print(
       "tokzoo show SYSTEM lists its recipes and checkpoints; tokzoo show NAME says more of a "
