@@ -1,7 +1,6 @@
 """`tokzoo list` and `tokzoo show`: what there is."""
 
 import dataclasses
-import textwrap
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -16,7 +15,6 @@ from tokzoo.errors import unknown
 from tokzoo.hub import catalog, find_entry, load
 from tokzoo.systems import SYSTEMS, find_preset, resolve
 from tokzoo.train import to_json
-
 
 _COUNTS = ("recipes", "weights")
 
@@ -44,11 +42,13 @@ def list_systems(json: bool = False) -> None:
       grid.add_column(
         name, justify="right" if name in _COUNTS else "left", no_wrap=True
       )
-    room = console.width - max(map(len, SYSTEMS)) - 32
+    room = max(console.width - max(map(len, SYSTEMS)) - 32, 20)
     for s in systems:
       counts = (str(len(s["recipes"])), str(len(s["checkpoints"])))
-      title = textwrap.shorten(s["title"], max(room, 20), placeholder=" ...")
-      grid.add_row(s["slug"], s["modality"], *counts, title)
+      name, _, what = s["title"].partition(": ")  # the name stands in front already
+      what = what or name
+      what = what if len(what) <= room else f"{what[: room - 1].rstrip()}…"
+      grid.add_row(s["slug"], s["modality"], *counts, what)
     console.print(grid)
     console.print(
       "tokzoo show SYSTEM lists its recipes and checkpoints; tokzoo show NAME says more of a "
