@@ -10,6 +10,13 @@ Lab record
 Published: network and weights. The training recipe is Google's and was not: objective (squared
 error, LPIPS, non-saturating adversarial loss), optimizer and steps here are those that the
 MaskGIT paper names for its tokenizer where it does, and VQGAN's usual ones elsewhere.
+
+Claim 2 was measured again: at the published weights of the quantizer's losses the latents shrank
+to a quarter of the codes and the error stayed at that of the mean colour (0.063 against 0.061);
+at a fiftieth 90 % of the codes are in use and the error is 0.034 after 600 steps of 8, still
+falling, where 0.030 is asked for. At a rate of 3e-3 it did not train (0.31). Claim 3 cannot hold: group
+norms see the whole picture, and ids of a half are those in the whole only as far as the two
+agree in mean and variance.
 """
 
 import dataclasses
@@ -125,8 +132,12 @@ RECIPES = {"nano": nano, "imagenet-256": imagenet_256}
 
 # ---------------------------------------------------------------- claims
 
-_STEPS = 200
+_STEPS = 600
+_BATCH = 8
 _SIDE = 32
+SMALL_VQ = {name: 0.02 * weight for name, weight in VQ.items()}
+"""Of small models: at the published weights latents shrink to a few codes before the
+reconstruction pulls them apart."""
 
 CROPS = dataclasses.replace(SMALL, image_size=_SIDE, multipliers=(1, 2))
 
@@ -148,13 +159,13 @@ class FromData(Reconstruction):
 
 def _crops(split: str, size: int, seed: int = 0) -> Iterator[Batch]:
   if split == "train":
-    return loader(photo_crops("train", size), 16, seed)
+    return loader(photo_crops("train", size), _BATCH, seed)
   return evaluation_batches(photo_crops("test", size), 30)
 
 
 @functools.cache  # three claims read the same training
 def _trained(seed: int) -> Variables:
-  task = FromData(model=CROPS, distance="l2", weights=VQ)
+  task = FromData(model=CROPS, distance="l2", weights=SMALL_VQ)
   return fit(task, _crops("train", _SIDE, seed), _STEPS, seed, 1e-3)
 
 
@@ -224,8 +235,9 @@ def halves_of_a_wide_picture(seed: int) -> dict[str, float]:
 
 _SHEET = "arXiv 2202.04200, at the scale of this repository"
 _SETTING = (
-  f"photo crops of {_SIDE} x {_SIDE} pixels, 16 x 16 tokens of 64 codes, {_STEPS} steps of 16, "
-  "k-means start, 2 groups per norm; held-out photographs"
+  f"photo crops of {_SIDE} x {_SIDE} pixels, 16 x 16 tokens of 64 codes, {_STEPS} steps of "
+  f"{_BATCH}, squared error and a fiftieth of the quantizer's losses, k-means start, 2 groups per "
+  "norm; held-out photographs"
 )
 
 CLAIMS = (
