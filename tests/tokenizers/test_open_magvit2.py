@@ -236,3 +236,16 @@ def test_the_published_recipes_can_be_planned():
   )
   assert shapes(recipes["lfq-pretrain-16384"]())["params"]["discriminator"]["conv_3"]
   assert shapes(recipes["ibq-ar-b"]())["params"]["tok_emb"]
+
+
+@pytest.mark.parametrize(
+  ("scale", "deviation"), [(None, 1 / 32 / 3**0.5), (2.0, 2.0)], ids=("published", "2")
+)
+def test_ibq_codes_start_as_configured(scale, deviation):
+  module = dataclasses.replace(IBQ, codes_scale=scale).build()
+  start = module.init(jax.random.key(0), method=lambda m: m.quantizer.codebook())
+  codes = np.asarray(start["params"]["quantizer"]["codes"])
+  assert codes.shape == (32, 4)
+  assert codes.std() == pytest.approx(deviation, rel=0.15)
+  if scale is None:
+    assert np.abs(codes).max() <= 1 / 32
