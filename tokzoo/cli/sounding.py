@@ -129,8 +129,8 @@ _HEADS = {
   "stoi": "STOI",
   "pesq": "PESQ",
   "dnsmos": "DNSMOS",
-  "dnsmos_original": "DNSMOS of original",
-  "real_time_factor": "real-time factor",
+  "dnsmos_original": "of original",
+  "real_time_factor": "real time",
 }
 """Numbers that the tables show, and how they call them; numbers.json has all."""
 
@@ -179,16 +179,19 @@ def reconstruct_files(
     note(f'not computed: {", ".join(absent)}: run  pip install "tokzoo[audio-eval]".')
 
   def render(console: Console) -> None:
-    for title, lines in (("sounds", rows), (f"means of {len(paths)}", means)):
+    whose = f" through {next(iter(codecs))}" if len(codecs) == 1 else ""
+    for title, lines in ((f"sounds{whose}", rows), (f"means of {len(paths)}", means)):
       chosen = [
         key for key in _HEADS if any(line.get(key) is not None for line in lines)
       ]
+      if len(codecs) == 1:
+        chosen.remove("model")
       cells = [[_cell(line[key]) for key in chosen] for line in lines]
       if len(lines) <= _MOST_ROWS:
         console.print(table(title, [_HEADS[key] for key in chosen], cells))
     console.print(
-      "The real-time factor is seconds of encoding and decoding for a second of sound, compiled "
-      f"before. Reconstructions and numbers.json are in {out}."
+      "Real time is seconds of encoding and decoding for a second of sound, compiled before. "
+      f"Reconstructions and numbers.json are in {out}."
     )
 
   emit(numbers, as_json, render)
