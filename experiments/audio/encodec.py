@@ -7,7 +7,10 @@
 
 Lab record
   nano             synthesised tones at 4 kHz, 8 codebooks of 64 codes, 2 CPU cores
+                   (300 steps gave 4.3 dB SI-SNR on held-out tones; 200 are run)
   speech-nano      the same on 25 minutes of one speaker
+  claims           causal and streamed exactly (three of three seeds); every codebook refines, but by
+                   1.6 dB from 1 to 8 where the bar is 3; the trade of drawn rates was not measured
   24khz, 48khz     the published configurations; their training data is not public as a set (DNS
                    challenge, Common Voice, AudioSet, FSD50K, Jamendo): any folder of audio
 
