@@ -29,7 +29,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from tokzoo.contract import Output, Quantized
 from tokzoo.nn.group_norm import GroupNorm
-from tokzoo.nn.resize import doubled_conv
+from tokzoo.nn.conv2d import doubled_conv
 from tokzoo.nn.vqgan import ResBlock, residual_rules
 from tokzoo.quantizers import VectorQuantizer
 from tokzoo.tokenizers.image.grids import check_num_tokens, check_pictures, grid_of
