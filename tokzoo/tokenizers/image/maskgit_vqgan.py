@@ -28,8 +28,8 @@ from einops import reduce
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from tokzoo.contract import Output, Quantized
-from tokzoo.nn.group_norm import GroupNorm
 from tokzoo.nn.conv2d import doubled_conv
+from tokzoo.nn.group_norm import GroupNorm
 from tokzoo.nn.vqgan import ResBlock, residual_rules
 from tokzoo.quantizers import VectorQuantizer
 from tokzoo.tokenizers.image.grids import check_num_tokens, check_pictures, grid_of
