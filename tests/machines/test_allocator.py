@@ -17,12 +17,12 @@ def work(x):  # a temporary of 64 MB
   return jax.lax.fori_loop(0, 2, lambda i, y: jnp.roll(y, 1), x * jnp.ones((4096, 1))).sum()
 
 x = jnp.ones(4096)
-for _ in range(3):
+for _ in range(20):  # the heap finds its size
   work(x).block_until_ready()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(4):
+for _ in range(20):
   work(x).block_until_ready()
-print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 4)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 20)
 """
 
 
@@ -35,4 +35,5 @@ def faults(how: str) -> int:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's settings")
 def test_freed_memory_is_kept():
-  assert faults("keep") < 1000 < 10_000 < faults("give back")
+  # A call takes two buffers of 16,384 pages; now and then a kept heap still grows by one.
+  assert faults("keep") < 10_000 < 30_000 < faults("give back")
