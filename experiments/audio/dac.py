@@ -8,15 +8,13 @@ Lab record
                            training data is not public as a set: any folder of audio
 """
 
-import dataclasses
-
-from tokzoo.data.packaged import sound_crops
 from tokzoo.losses import spectral
 from tokzoo.nn.dac import DACNet
 from tokzoo.nn.sound_critics import Critics, MultiBand, MultiPeriod
 from tokzoo.tokenizers.audio.dac import PRESETS, Config
-from tokzoo.train import Evaluator, MeshShape, Optimizer, Recipe
+from tokzoo.train import Optimizer, Recipe
 from tokzoo.train.sound import SoundAdversary, SoundReconstruction
+from tokzoo.train.sound_recipes import at_scale, small
 
 SYSTEM = "dac"
 
@@ -33,59 +31,34 @@ _VQ = {"commitment": 0.25, "codebook": 1.0}
 
 def nano() -> Recipe:
   """Half-second crops, spectra and waves, without critics."""
-  return Recipe(
-    system=SYSTEM,
-    name="nano",
-    task=SoundReconstruction(
-      model=SMALL,
-      l1=1.0,
-      mel=spectral.dac(16_000, longest=5),
-      mel_weight=1.0,
-      weights=_VQ,
-    ),
-    data=sound_crops("train", 16_000, 0.5),
-    batch_size=8,
-    steps=200,
-    optimizers={
-      "model": Optimizer(peak_lr=1e-3, warmup_steps=20, b1=0.8, b2=0.99, clip_norm=10.0)
-    },
-    evaluators={
-      "held_out": Evaluator(data=sound_crops("test", 16_000, 0.5), batches=4)
-    },
-    save_every=200,
-  )
+  return small(SYSTEM, SMALL, _VQ)
 
 
 def _published(rate: str, steps: int) -> Recipe:
   model = PRESETS[f"dac-{rate}"]
-  data = sound_crops("train", model.sample_rate_hz, 0.38, "audio:data/sounds")
-  held_out = dataclasses.replace(data, split="test", repeat=1, shuffle=False)
   # As published but for the decay of the learning rate, by 0.999996 a step.
   optimizer = Optimizer(peak_lr=1e-4, schedule="constant", b1=0.8, b2=0.99)
-  return Recipe(
-    system=SYSTEM,
-    name=rate,
-    task=SoundReconstruction(
-      model=model,
-      l1=0.0,
-      mel=spectral.dac(model.sample_rate_hz),
-      mel_weight=15.0,
-      weights=_VQ,
-      adversary=SoundAdversary(
-        network=Critics((MultiPeriod(), MultiBand()), peak=0.8),
-        weight=1.0,
-        feature_weight=2.0,
-        skips_logits=True,
-      ),
+  task = SoundReconstruction(
+    model=model,
+    l1=0.0,
+    mel=spectral.dac(model.sample_rate_hz),
+    mel_weight=15.0,
+    weights=_VQ,
+    adversary=SoundAdversary(
+      network=Critics((MultiPeriod(), MultiBand()), peak=0.8),
+      weight=1.0,
+      feature_weight=2.0,
+      skips_logits=True,
     ),
-    data=dataclasses.replace(data, threads=32, prefetch=8),
+  )
+  return at_scale(
+    SYSTEM,
+    rate,
+    task,
+    seconds=0.38,
     batch_size=72,
     steps=steps,
-    optimizers={"model": optimizer, "discriminator": optimizer},
-    evaluators={"held_out": Evaluator(data=held_out, every=10_000, batches=10)},
-    mesh=MeshShape(data=1, fsdp=-1),
-    save_every=2_000,
-    log_every=100,
+    optimizer=optimizer,
   )
 
 

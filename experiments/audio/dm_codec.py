@@ -30,9 +30,10 @@ from tokzoo.metrics import si_snr
 from tokzoo.nn.seanet import SEANet
 from tokzoo.nn.sound_critics import MSSTFT, Critics, MultiPeriod, MultiScale
 from tokzoo.tokenizers.audio.dm_codec import PRESETS, Config
-from tokzoo.train import Evaluator, MeshShape, Optimizer, Recipe
+from tokzoo.train import Evaluator, Optimizer, Recipe
 from tokzoo.train.claims import Claim, fit
 from tokzoo.train.sound import Distillation, SoundAdversary, SoundReconstruction
+from tokzoo.train.sound_recipes import at_scale
 
 SYSTEM = "dm-codec"
 
@@ -87,37 +88,32 @@ def librispeech() -> Recipe:
   """LibriSpeech train-clean-100, 100 epochs of 28,539 utterances, 6 a batch on 2 GPUs."""
   model = PRESETS["dm-codec"]
   rate = model.sample_rate_hz
-  data = sound_crops("train", rate, 3.0, "audio:data/sounds")
-  held_out = dataclasses.replace(data, split="test", repeat=1, shuffle=False)
   optimizer = Optimizer(name="adam", peak_lr=1e-4, b1=0.9, b2=0.99)
-  return Recipe(
-    system=SYSTEM,
-    name="librispeech",
-    task=SoundReconstruction(
-      model=model,
-      l1=500.0,
-      mel=spectral.speechtokenizer(rate),
-      weights={"commitment": 10.0},
-      adversary=SoundAdversary(
-        network=Critics(
-          (
-            MultiPeriod(),
-            MultiScale(),
-            MSSTFT(n_ffts=(1024, 2048, 512, 256, 128)),
-          )
-        ),
-        feature_factor=2.0,
+  task = SoundReconstruction(
+    model=model,
+    l1=500.0,
+    mel=spectral.speechtokenizer(rate),
+    weights={"commitment": 10.0},
+    adversary=SoundAdversary(
+      network=Critics(
+        (
+          MultiPeriod(),
+          MultiScale(),
+          MSSTFT(n_ffts=(1024, 2048, 512, 256, 128)),
+        )
       ),
-      distillation=Distillation(weight=120.0, teachers=BOTH),
+      feature_factor=2.0,
     ),
-    data=dataclasses.replace(data, threads=32, prefetch=8),
+    distillation=Distillation(weight=120.0, teachers=BOTH),
+  )
+  return at_scale(
+    SYSTEM,
+    "librispeech",
+    task,
+    seconds=3.0,
     batch_size=12,
     steps=238_000,
-    optimizers={"model": optimizer, "discriminator": optimizer},
-    evaluators={"held_out": Evaluator(data=held_out, every=10_000, batches=10)},
-    mesh=MeshShape(data=1, fsdp=-1),
-    save_every=2_000,
-    log_every=100,
+    optimizer=optimizer,
   )
 
 

@@ -10,16 +10,14 @@ Lab record
 The schedule's numbers are not checked against the authors' own.
 """
 
-import dataclasses
-
-from tokzoo.data.packaged import sound_crops
 from tokzoo.losses import spectral
 from tokzoo.nn.seanet import SEANet
 from tokzoo.nn.sound_critics import Critics, MultiBand, MultiPeriod
 from tokzoo.nn.vocos import Vocos
 from tokzoo.tokenizers.audio.wavtokenizer import PRESETS, Config
-from tokzoo.train import Evaluator, MeshShape, Optimizer, Recipe
+from tokzoo.train import Optimizer, Recipe
 from tokzoo.train.sound import SoundAdversary, SoundReconstruction
+from tokzoo.train.sound_recipes import at_scale, small
 
 SYSTEM = "wavtokenizer"
 
@@ -35,56 +33,32 @@ SMALL = Config(
 
 def nano() -> Recipe:
   """Half-second crops, spectra and waves, without critics."""
-  optimizer = Optimizer(peak_lr=1e-3, warmup_steps=20, b1=0.8, b2=0.99, clip_norm=10.0)
-  return Recipe(
-    system=SYSTEM,
-    name="nano",
-    task=SoundReconstruction(
-      model=SMALL,
-      l1=1.0,
-      mel=spectral.dac(16_000, longest=5),
-      mel_weight=1.0,
-      weights={"commitment": 10.0},
-    ),
-    data=sound_crops("train", 16_000, 0.5),
-    batch_size=8,
-    steps=200,
-    optimizers={"model": optimizer},
-    evaluators={
-      "held_out": Evaluator(data=sound_crops("test", 16_000, 0.5), batches=4)
-    },
-    save_every=200,
-  )
+  return small(SYSTEM, SMALL, {"commitment": 10.0})
 
 
 def _published(rate_name: str) -> Recipe:
   """3 s, 320 a step; DAC's mel loss and critics for the authors' three."""
   model = PRESETS[f"wavtokenizer-{rate_name}"]
   rate = model.sample_rate_hz
-  data = sound_crops("train", rate, 3.0, "audio:data/sounds")
-  held_out = dataclasses.replace(data, split="test", repeat=1, shuffle=False)
   optimizer = Optimizer(peak_lr=2e-4, b1=0.8, b2=0.9)
-  return Recipe(
-    system=SYSTEM,
-    name=rate_name,
-    task=SoundReconstruction(
-      model=model,
-      l1=0.0,
-      mel=spectral.dac(rate),
-      mel_weight=45.0,
-      weights={"commitment": 1000.0},
-      adversary=SoundAdversary(
-        network=Critics((MultiPeriod(), MultiBand())), loss="hinge"
-      ),
+  task = SoundReconstruction(
+    model=model,
+    l1=0.0,
+    mel=spectral.dac(rate),
+    mel_weight=45.0,
+    weights={"commitment": 1000.0},
+    adversary=SoundAdversary(
+      network=Critics((MultiPeriod(), MultiBand())), loss="hinge"
     ),
-    data=dataclasses.replace(data, threads=32, prefetch=8),
+  )
+  return at_scale(
+    SYSTEM,
+    rate_name,
+    task,
+    seconds=3.0,
     batch_size=320,
     steps=1_000_000,
-    optimizers={"model": optimizer, "discriminator": optimizer},
-    evaluators={"held_out": Evaluator(data=held_out, every=10_000, batches=10)},
-    mesh=MeshShape(data=1, fsdp=-1),
-    save_every=2_000,
-    log_every=100,
+    optimizer=optimizer,
   )
 
 
