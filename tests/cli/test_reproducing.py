@@ -1,5 +1,6 @@
 """`tokzoo reproduce`: what a report says, and what it keeps when only some claims are measured."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -65,3 +66,58 @@ def test_a_claim_of_another_setting_is_not_kept(experiment, tmp_path):
 def test_a_claim_that_is_not_there(experiment, tmp_path):
   with pytest.raises(TokzooError, match="there is no claim 3"):
     _run(tmp_path, 3)
+
+
+def test_seeds_measured_apart_make_the_report_of_one_run(experiment, tmp_path):
+  whole = _run(tmp_path / "whole")
+  for seed in (2, 0, 1):
+    out = tmp_path / f"seed-{seed}"
+    reproducing.reproduce("titok", out=out, claims=(1,), seeds=(seed,))
+  reproducing.reproduce("titok", out=tmp_path / "second", claims=(2,))
+  measured.clear()
+  parts = tuple(tmp_path / name for name in ("seed-2", "seed-0", "seed-1", "second"))
+  reproducing.reproduce("titok", out=tmp_path / "merged", merge=parts)
+  assert not measured
+  files = [tmp_path / name / "titok" for name in ("whole", "merged")]
+  merged = json.loads((files[1] / "numbers.json").read_text())
+  for numbers in (whole, merged):
+    for entry in numbers["claims"]:
+      entry["seconds"] = 0.0
+  assert merged == whole
+  pictures = [(folder / "figure.png").read_bytes() for folder in files]
+  assert pictures[0] == pictures[1]
+
+
+def test_a_merge_renews_single_seeds_and_says_where_they_were_measured(
+  experiment, tmp_path, monkeypatch
+):
+  before = _run(tmp_path)
+  experiment.CLAIMS = (
+    dataclasses.replace(
+      experiment.CLAIMS[0], measure=lambda seed: {"error": 10.0 + seed}
+    ),
+    experiment.CLAIMS[1],
+  )
+  monkeypatch.setattr(reproducing, "code_version", lambda: "9.9")
+  new = tmp_path / "new"
+  reproducing.reproduce("titok", out=new, claims=(1,), seeds=(1,))
+  reproducing.reproduce("titok", out=tmp_path, merge=(new,))
+  merged = json.loads((tmp_path / "titok" / "numbers.json").read_text())
+  first, second = merged["claims"]
+  assert [found["error"] for found in first["seeds"].values()] == [0.5, 11.0, 2.5]
+  assert first["verdict"] == "holds for 1 of 3 seeds"
+  assert first["code_version"] == f"{before['code_version']}; 9.9"
+  assert second == before["claims"][1]
+
+
+def test_what_cannot_be_merged(experiment, tmp_path):
+  with pytest.raises(TokzooError, match="no report in"):
+    reproducing.reproduce("titok", out=tmp_path, merge=(tmp_path / "nowhere",))
+  old = tmp_path / "old"
+  _run(old)
+  experiment.CLAIMS = (_claim("it is small", 2, "larger"), experiment.CLAIMS[1])
+  with pytest.raises(TokzooError, match="no longer"):
+    reproducing.reproduce("titok", out=tmp_path, merge=(old,))
+  with pytest.raises(TokzooError, match="leave out --claims"):
+    reproducing.reproduce("titok", out=tmp_path, claims=(1,), merge=(old,))
+  assert not (tmp_path / "titok").exists()

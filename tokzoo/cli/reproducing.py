@@ -1,5 +1,6 @@
 """`tokzoo reproduce`: a system's claims, measured, with a report."""
 
+import collections
 import dataclasses
 import json as json_module
 import time
@@ -32,9 +33,13 @@ def reproduce(
   out: Path = Path("experiments/results"),
   claims: tuple[int, ...] = (),
   seeds: tuple[int, ...] = (),
+  merge: tuple[Path, ...] = (),
   json: bool = False,
 ) -> None:
   """Measures the claims of a system and writes report.md, numbers.json and figure.png.
+
+  Claims and seeds are independent: where there are several machines, each measures some of
+  them into a folder of its own (--claims, --seeds, --out), and --merge makes one report.
 
   Args:
     slug: the system; tokzoo list shows them.
@@ -42,6 +47,8 @@ def reproduce(
     claims: numbers of the claims to measure, from 1; all by default. Of the others the report
       keeps what it says already, where sentence and setting are still the same.
     seeds: instead of the claims' own seeds.
+    merge: measure nothing; take the numbers under DIR/SLUG of earlier runs, seed by seed, into
+      the report in OUT/SLUG. Of a seed that several have, the last one's count.
     json: print numbers.json instead of the table.
   """
   title = find_system(slug).title
@@ -53,6 +60,16 @@ def reproduce(
       f"{slug} has the claims 1 to {len(every)}, there is no claim {wrong[0]}."
     )
   folder = out / slug
+  if merge:
+    if claims or seeds:
+      raise TokzooError(
+        "--merge takes all that the folders hold: leave out --claims and --seeds."
+      )
+    pairs = _merged(every, folder, [each / slug for each in merge])
+    entries = [entry for _, entry in pairs]
+    numbers = {"system": slug, **_commonest(entries), "claims": entries}
+    _write(experiment, folder, title, numbers, [v for v, _ in pairs], False, json)
+    return
   here = _here()  # before measuring, for what is loaded is what measures
   entries: list[dict[str, Any]] = []
   verdicts: list[Verdict] = []
@@ -71,13 +88,27 @@ def reproduce(
     seconds = time.perf_counter() - started
     entries.append(_entry(verdicts[-1], seconds) | here)
   numbers = {"system": slug, **here, "claims": entries}
+  _write(experiment, folder, title, numbers, verdicts, not claims, json)
+
+
+def _write(
+  experiment: Any,
+  folder: Path,
+  title: str,
+  numbers: dict[str, Any],
+  verdicts: Sequence[Verdict],
+  is_whole: bool,
+  json: bool,
+) -> None:
+  """The three files of a report, and what is printed of it; a further benchmark of the
+  experiment is measured where the report `is_whole`."""
   write_atomic(
     folder / "numbers.json", (json_module.dumps(numbers, indent=2) + "\n").encode()
   )
   panels = [panel for verdict in _distinct(verdicts) for panel in _panels(verdict)]
   write_picture(folder / "figure.png", stack(panels))
   tables = getattr(experiment, "TABLES", ())
-  more = _benchmark(experiment, folder, only_claims=bool(claims))
+  more = _benchmark(experiment, folder, only_claims=not is_whole)
   write_atomic(folder / "report.md", _report(title, numbers, tables, more).encode())
 
   def render(console: Console) -> None:
@@ -123,17 +154,84 @@ def _entry(verdict: Verdict, seconds: float) -> dict[str, Any]:
   }
 
 
-def _measured_before(folder: Path, claim: Claim) -> dict[str, Any] | None:
-  """The entry of a claim in the report that is there; None where it says nothing of it."""
+def _entries(folder: Path) -> list[dict[str, Any]]:
+  """The entries of the report in a folder; none where there is no report."""
   path = folder / "numbers.json"
   if not path.is_file():
-    return None
+    return []
   former = json_module.loads(path.read_text())
-  for entry in former["claims"]:
-    if (entry["claim"], entry["setting"]) == (claim.sentence, claim.setting):
-      # Reports once had one device and one version for all claims.
-      return {name: former[name] for name in ("device", "code_version")} | entry
-  return None
+  # Reports once had one device and one version for all claims.
+  once = {name: former[name] for name in ("device", "code_version")}
+  return [once | entry for entry in former["claims"]]
+
+
+def _is_of(entry: dict[str, Any], claim: Claim) -> bool:
+  return (entry["claim"], entry["setting"]) == (claim.sentence, claim.setting)
+
+
+def _measured_before(folder: Path, claim: Claim) -> dict[str, Any] | None:
+  """The entry of a claim in the report that is there; None where it says nothing of it."""
+  return next((entry for entry in _entries(folder) if _is_of(entry, claim)), None)
+
+
+def _merged(
+  claims: Sequence[Claim], folder: Path, parts: Sequence[Path]
+) -> list[tuple[Verdict, dict[str, Any]]]:
+  """Verdicts and entries of all claims that the report in `folder` or one of the parts knows.
+
+  Raises:
+    TokzooError: a part without a report, or with a claim of another sentence or setting, whose
+      numbers would stand for what they are not.
+  """
+  found = [entry for entry in _entries(folder) if any(_is_of(entry, c) for c in claims)]
+  for part in parts:
+    entries = _entries(part)
+    if not entries:
+      raise TokzooError(
+        f"there is no report in {part} to merge: name the folder that was --out of a run."
+      )
+    for entry in entries:
+      if not any(_is_of(entry, claim) for claim in claims):
+        raise TokzooError(
+          f"{part} has numbers of a claim that is not, or no longer, so measured "
+          f'("{entry["claim"][:60]}", {entry["setting"][:60]}): measure it again.'
+        )
+    found += entries
+  pairs = []
+  for claim in claims:
+    own = [entry for entry in found if _is_of(entry, claim)]
+    if not own:
+      continue
+    numbers: dict[int, dict[str, float]] = {}
+    held: dict[int, bool] = {}
+    last: dict[int, dict[str, Any]] = {}
+    for entry in own:
+      verdict = _verdict(claim, entry)
+      numbers |= verdict.numbers
+      held |= verdict.held
+      last |= dict.fromkeys(verdict.numbers, entry)
+    order = sorted(numbers)
+    verdict = Verdict(
+      dataclasses.replace(claim, seeds=tuple(order)),
+      {seed: numbers[seed] for seed in order},
+      {seed: held[seed] for seed in order},
+    )
+    # Each entry that still stands for a seed, once.
+    used = list({id(last[seed]): last[seed] for seed in order}.values())
+    by = {
+      name: "; ".join(dict.fromkeys(entry[name] for entry in used))
+      for name in ("device", "code_version")
+    }
+    seconds = sum(entry["seconds"] for entry in used)
+    pairs.append((verdict, _entry(verdict, seconds) | by))
+  return pairs
+
+
+def _commonest(entries: Sequence[dict[str, Any]]) -> dict[str, str]:
+  """What most claims of a merged report were measured on and with."""
+  count = collections.Counter((e["device"], e["code_version"]) for e in entries)
+  device, version = count.most_common(1)[0][0]
+  return {"device": device, "code_version": version}
 
 
 def _verdict(claim: Claim, entry: dict[str, Any]) -> Verdict:
