@@ -341,7 +341,7 @@ def test_the_script_itself(place):
   ]
   for words in lines:
     done = subprocess.run(
-      [sys.executable, "-m", "tokzoo.cli", *words], capture_output=True, text=True
+      [sys.executable, "-m", "tokzoo", *words], capture_output=True, text=True
     )
     assert_refused(done.returncode, done.stdout, done.stderr)
 

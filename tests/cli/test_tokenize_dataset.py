@@ -171,7 +171,7 @@ def test_two_hosts_make_what_one_makes(straight, tokenizer, tmp_path):
   def host(index: int) -> subprocess.Popen:
     told = ("--hosts.coordinator", f"localhost:{port}", "--hosts.num-processes", 2)
     more = ("--distributed", *told, "--hosts.process-id", index)
-    return start("-m", "tokzoo.cli", *words(tokenizer, out, *more))
+    return start("-m", "tokzoo", *words(tokenizer, out, *more))
 
   hosts = [host(0), host(1)]
   try:

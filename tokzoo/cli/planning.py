@@ -13,10 +13,11 @@ from tokzoo.cli.console import emit, facts, note, read_arguments, table
 from tokzoo.cli.experiments import find_recipe, load_experiment
 from tokzoo.cli.pods import write_table
 from tokzoo.errors import TokzooError
-from tokzoo.machines import CHIPS
+from tokzoo.machines import CHIPS, parse
 from tokzoo.train import MeshShape, Recipe
 from tokzoo.train.mesh import AXES
 from tokzoo.train.plan import Assumptions, Plan, plan, search
+from tokzoo.train.plan.measuring import Measured, measure
 from tokzoo.train.plan.programs import What
 from tokzoo.train.plan.roofline import TYPICAL
 from tokzoo.train.plan.search import Candidate, pareto
@@ -52,6 +53,9 @@ class Planning:
   """Try meshes, rematerialisation and micro-batches; the fastest that fits comes first."""
   most: int = 12
   """Candidates of a search."""
+  measure: int = 0
+  """Then run the program so many times on this machine, which must be the one that is planned,
+  and print what was predicted beside what was measured."""
   list_topologies: bool = False
   """The chips and their common topologies."""
   write_table: Path | None = None
@@ -97,7 +101,17 @@ def run_plan(arguments: Sequence[str]) -> int:
     price_per_chip_hour=what.price_per_chip_hour,
     assumed=what.assumptions,
   )
-  emit(made, what.json, lambda console: _render(console, made))
+  if not what.measure:
+    emit(made, what.json, lambda console: _render(console, made))
+    return 0
+  found = measure(recipe, what.what, parse(what.topology), made, what.measure)
+  told = {"plan": made, "measured": found, "errors": errors(made, found)}
+
+  def render(console: Console) -> None:
+    _render(console, made)
+    console.print(_compared(made, found))
+
+  emit(told, what.json, render)
   return 0
 
 
@@ -231,6 +245,38 @@ def _told(made: Plan) -> dict[str, Any]:
   if made.cost is not None:
     told["cost"] = f"{made.cost:,.0f}"
   return told
+
+
+def errors(made: Plan, found: Measured) -> dict[str, float | None]:
+  """Predicted over measured, less one: above 0 the plan promises too little speed, or takes
+  the program for larger than it is."""
+  predicted = made.step_seconds_estimate
+  return {
+    "step_seconds": None if predicted is None else predicted / found.step_seconds - 1,
+    "bytes": made.bytes_per_device / (found.peak_bytes or found.program_bytes) - 1,
+  }
+
+
+def _compared(made: Plan, found: Measured) -> Any:
+  wrong = errors(made, found)
+  step, size = made.step_seconds_estimate, found.peak_bytes or found.program_bytes
+
+  def percent(value: float | None) -> str:
+    return "" if value is None else f"{value:+.0%}"
+
+  rows = [
+    ("step, s", step, found.step_seconds, percent(wrong["step_seconds"])),
+    (
+      "memory of a chip",
+      _size(made.bytes_per_device),
+      _size(size),
+      percent(wrong["bytes"]),
+    ),
+    ("examples a second", made.examples_per_second, found.examples_per_second, ""),
+    ("utilisation", made.utilisation, found.utilisation, ""),
+  ]
+  title = f"{found.device}, jax {found.jax_version}: {found.steps} runs, five times"
+  return table(title, ("", "predicted", "measured", "error"), rows)
 
 
 def _search(recipe: Recipe, what: Planning) -> int:

@@ -36,7 +36,7 @@ class Local:
       raise job.refuse("local", "this is one machine; name a topology of one host")
     if topology.chip.platform != "cpu" and job.processes > 1:
       raise job.refuse("local", "one process feeds all chips of a host")
-    python = (sys.executable, "-m", "tokzoo.cli")
+    python = (sys.executable, "-m", "tokzoo")
     environment = [f"{name}={value}" for name, value in job.environment.items()]
     if job.processes == 1:
       return Rendered({}, (("env", *environment, *python, *job.words[1:]),))

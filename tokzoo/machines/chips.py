@@ -28,7 +28,7 @@ class Chip:
   """One kind of accelerator.
 
   platform:        of jax
-  package:         what must be importable to compile for it
+  packages:        one of them must be importable to compile for it
   flops:           dense bf16 FLOP/s
   hbm_bytes:       main memory
   hbm_rate:        bytes/s of main memory
@@ -39,7 +39,7 @@ class Chip:
   """
 
   platform: Literal["tpu", "cuda", "cpu"]
-  package: str
+  packages: tuple[str, ...]
   flops: float
   hbm_bytes: int
   hbm_rate: float
@@ -79,7 +79,7 @@ def _tpu(
 ) -> Chip:
   return Chip(
     platform="tpu",
-    package="libtpu",
+    packages=("libtpu",),
     flops=flops,
     hbm_bytes=hbm_gib * GIB,
     hbm_rate=hbm_gb_s * _GB,
@@ -95,7 +95,7 @@ def _gpu(
 ) -> Chip:
   return Chip(
     platform="cuda",
-    package="jax_cuda12_plugin",
+    packages=("jax_cuda12_plugin", "jax_cuda13_plugin"),
     flops=flops,
     hbm_bytes=hbm_bytes,
     hbm_rate=hbm_gb_s * _GB,
@@ -116,6 +116,6 @@ CHIPS = {
   "h100": _gpu(989e12, 84_978_434_048, 3352, 450, 400),
   "h200": _gpu(989e12, 150_754_820_096, 4800, 450, 400),
   "b200": _gpu(2250e12, 191_514_673_152, 7700, 900, 400),
-  "cpu": Chip("cpu", "jax", 1e11, 16 * GIB, 2e10, 1e10, 1e9, 8, ("1", "8")),
+  "cpu": Chip("cpu", ("jax",), 1e11, 16 * GIB, 2e10, 1e10, 1e9, 8, ("1", "8")),
 }
 """Name -> chip."""

@@ -102,10 +102,8 @@ def parse(name: str) -> Topology:
 
 def is_installed(name: str) -> bool:
   """Whether the compiler for a topology, or a chip, is here."""
-  try:
-    return importlib.util.find_spec(parse(name).chip.package) is not None
-  except ModuleNotFoundError:
-    return False
+  packages = parse(name).chip.packages
+  return any(importlib.util.find_spec(package) is not None for package in packages)
 
 
 @functools.cache
@@ -124,7 +122,7 @@ def devices(name: str) -> Sequence[Any]:
   topology = parse(name)
   chip = topology.chip
   if not is_installed(name):
-    raise missing_extra(chip.package, "plan", f"compiling for {name}")
+    raise missing_extra(chip.packages[0], "plan", f"compiling for {name}")
   if chip.platform == "cpu":
     return jax.devices("cpu")[: topology.num_chips]
   shape = "x".join(map(str, topology.shape))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from tokzoo.kernels.racing import Row, race
+from tokzoo.kernels.racing import Row, race, torch_device
 from tokzoo.quantizers.updates import Ema
 from tokzoo.quantizers.vq import VectorQuantizer
 
@@ -55,8 +55,8 @@ def _peer(z: np.ndarray, k: int) -> Callable[[], Any]:
   layer = VectorQuantize(
     dim=z.shape[2], codebook_size=k, decay=0.8, rotation_trick=False
   )
-  layer.train()
-  rows = torch.from_numpy(z).requires_grad_()
+  layer = layer.to(torch_device()).train()
+  rows = torch.from_numpy(z).to(torch_device()).requires_grad_()
 
   def run():
     rows.grad = None

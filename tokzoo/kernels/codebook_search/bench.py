@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from tokzoo.kernels.codebook_search.api import search
 from tokzoo.kernels.codebook_search.arg_specs import ARG_SPECS, ArgSpec
-from tokzoo.kernels.racing import Row, jitted, race
+from tokzoo.kernels.racing import Row, jitted, race, torch_device
 
 PACKAGES = {
   "torch.cdist": "torch",
@@ -22,11 +22,18 @@ PACKAGES = {
 """Peer -> the package that it needs, of the extra `bench`."""
 
 
+_LARGEST = 2**32
+"""Bytes of a matrix of distances up to which vector-quantize-pytorch runs: it makes several."""
+
+
 def naive(
-  x: Float[Array, "H N D"], codebook: Float[Array, "H K D"], top_k: int
+  x: Float[Array, "H N D"],
+  codebook: Float[Array, "H K D"],
+  top_k: int,
+  precision: jax.lax.Precision = jax.lax.Precision.HIGHEST,
 ) -> Int[Array, "H N T"]:
   """What most code does: the matrix of distances, and its smallest entries."""
-  product = jnp.einsum("hnd,hkd->hnk", x, codebook, precision=jax.lax.Precision.HIGHEST)
+  product = jnp.einsum("hnd,hkd->hnk", x, codebook, precision=precision)
   of_rows, of_codes = (jnp.sum(a * a, axis=-1) for a in (x, codebook))
   distances = of_rows[:, :, None] - 2 * product + of_codes[:, None, :]
   if top_k == 1:
@@ -35,14 +42,16 @@ def naive(
 
 
 def bench(turns: int = 5, only: str | None = None) -> Iterator[Row]:
-  """The specs of `ARG_SPECS` that a CPU gets through, against every peer installed.
+  """The specs of `ARG_SPECS`, on a CPU those that it gets through, against every peer that is
+  installed and runs on the same device.
 
   Args:
     turns: how often each runs.
     only: the name of one spec.
   """
   for spec in ARG_SPECS:
-    if spec.name == only or (only is None and spec.on_cpu):
+    is_fit = spec.on_cpu or jax.default_backend() != "cpu"
+    if spec.name == only or (only is None and is_fit):
       yield from _one(spec, turns)
 
 
@@ -64,19 +73,28 @@ def _one(spec: ArgSpec, turns: int) -> list[Row]:
   peers = {
     "naive jax.numpy": jitted(functools.partial(naive, top_k=spec.top_k), *arrays)
   }
+  is_host = jax.default_backend() == "cpu"
+  if not is_host:
+    # A GPU's own way with float32, whose ids are not those of float32.
+    peers["naive jax.numpy, TF32"] = jitted(
+      functools.partial(naive, top_k=spec.top_k, precision=jax.lax.Precision.DEFAULT),
+      *arrays,
+    )
   for peer, package in PACKAGES.items():
+    if peer == "faiss" and not is_host:
+      continue  # its package for CPUs
     if importlib.util.find_spec(package) is not None:
       run = _PEERS[peer](x, codebook, spec.top_k)
       if run is not None:
         peers[peer] = run
   ours = functools.partial(search, top_k=spec.top_k)
-  return race("codebook_search", spec.name, {"xla": (ours, arrays)}, peers, turns)
+  return race("codebook_search", spec.name, {"tokzoo": (ours, arrays)}, peers, turns)
 
 
 def _torch(x: np.ndarray, codebook: np.ndarray, top_k: int) -> Callable[[], Any]:
   import torch
 
-  rows, codes = torch.from_numpy(x), torch.from_numpy(codebook)
+  rows, codes = (torch.from_numpy(a).to(torch_device()) for a in (x, codebook))
 
   def run():
     with torch.no_grad():
@@ -93,12 +111,14 @@ def _vector_quantize_pytorch(
 ) -> Callable[[], Any] | None:
   if top_k > 1 or len(x) > 1:
     return None  # it has no such search
+  if 4 * x.shape[1] * codebook.shape[1] > _LARGEST:
+    return None
   import torch
   from vector_quantize_pytorch import VectorQuantize
 
   layer = VectorQuantize(dim=x.shape[2], codebook_size=codebook.shape[1]).eval()
   layer._codebook.embed.data.copy_(torch.from_numpy(codebook))
-  rows = torch.from_numpy(x)
+  layer, rows = layer.to(torch_device()), torch.from_numpy(x).to(torch_device())
 
   def run():
     with torch.no_grad():

@@ -36,7 +36,7 @@ def compile_all(
     TokzooError: the machine's compiler is not installed.
   """
   if not is_installed(str(topology)):
-    raise missing_extra(topology.chip.package, "plan", f"planning for {topology}")
+    raise missing_extra(topology.chip.packages[0], "plan", f"planning for {topology}")
   asked = [{"recipe": to_json(recipe), "what": what} for recipe, what in programs]
   modules = {name: path for one in asked for name, path in _modules(one["recipe"])}
   done = 0

@@ -31,12 +31,14 @@ class Program:
   """A program that is ready to compile.
 
   lowered:         of `jax.jit`
+  arguments:       shapes of what it takes, placed; training returns the first of them anew
   batch_bytes:     of what hosts put on the devices for one run
   argument_bytes:  of what lies on each device before
   num_params:      of the model; the discriminator's count in training
   """
 
   lowered: Any
+  arguments: tuple[Any, ...]
   batch_bytes: int
   argument_bytes: int
   num_params: int
@@ -62,6 +64,7 @@ def lower(recipe: Recipe, what: What, mesh: Mesh) -> Program:
     lowered, arguments, params = _inference(recipe, what, layout, batch)
   return Program(
     lowered=lowered,
+    arguments=arguments,
     batch_bytes=_bytes(arguments[-1]),
     argument_bytes=_bytes_per_device(arguments),
     num_params=sum(leaf.size for leaf in jax.tree.leaves(params)),
