@@ -121,3 +121,22 @@ def test_what_cannot_be_merged(experiment, tmp_path):
   with pytest.raises(TokzooError, match="leave out --claims"):
     reproducing.reproduce("titok", out=tmp_path, claims=(1,), merge=(old,))
   assert not (tmp_path / "titok").exists()
+
+
+def test_a_claim_whose_data_are_not_at_hand_is_left_as_it_is(
+  experiment, tmp_path, capsys
+):
+  before = _run(tmp_path)["claims"]
+
+  def lacks() -> None:
+    raise TokzooError("fetch the data first.")
+
+  second = dataclasses.replace(experiment.CLAIMS[1], needs=lacks)
+  experiment.CLAIMS = (experiment.CLAIMS[0], second)
+  measured.clear()
+  assert _run(tmp_path)["claims"][1] == before[1]
+  assert {sentence for sentence, _ in measured} == {"it is small"}
+  assert "claim 2 of 2 is not measured: fetch the data" in capsys.readouterr().err
+  assert len(_run(tmp_path / "empty")["claims"]) == 1
+  with pytest.raises(TokzooError, match=r"claim 2 cannot be measured: fetch the data"):
+    _run(tmp_path, 2)

@@ -7,7 +7,7 @@ import pytest
 
 from tokzoo.errors import TokzooError
 from tokzoo.generators.flow_omni import PAD, Config
-from tokzoo.generators.heads import FlowHead
+from tokzoo.generators.heads import CodesHead, FlowHead
 from tokzoo.tokens import Tokens
 
 TINY = Config(
@@ -72,6 +72,33 @@ def test_the_head_integrates_from_noise_to_data():
   for steps in (1, 4):
     made = head.apply({}, target, jax.random.key(0), steps, method=head.sample)
     assert np.allclose(made, target, atol=1e-4)
+
+
+def test_codes_are_drawn_level_after_level():
+  """Draws have the frequencies of the teacher-forced logits, of pairs of levels too."""
+  head, draws = CodesHead(2, 3, 8, blocks=1, hidden=8), 20_000
+  state, ids = draw(1, 5), jnp.asarray([[i, j] for i in range(3) for j in range(3)])
+  variables = head.init(jax.random.key(0), state, ids[:1])
+  leaves, tree = jax.tree.flatten(variables)
+  moved = [leaf + 0.7 * draw(*leaf.shape, seed=i) for i, leaf in enumerate(leaves)]
+  variables = jax.tree.unflatten(tree, moved)
+
+  @jax.jit
+  def run(variables):
+    states = jnp.repeat(state, draws, 0)
+    made = head.apply(variables, states, jax.random.key(1), method=head.sample)
+    loss = head.apply(variables, ids, jnp.repeat(state, 9, 0), method=head.loss)
+    return made, loss, head.apply(variables, jnp.repeat(state, 9, 0), ids)
+
+  made, loss, logits = run(variables)
+  found = np.bincount(3 * made[:, 0] + made[:, 1], minlength=9) / draws
+  expected = np.exp(-np.asarray(loss))
+  assert np.isclose(expected.sum(), 1, atol=1e-5) and expected.max() < 0.6
+  assert np.allclose(found, expected, atol=0.015)
+  # The first level does not see its own id, the second sees the first.
+  assert np.allclose(logits[:, 0], logits[:1, 0], atol=1e-6)
+  assert np.allclose(logits[0, 1], logits[2, 1], atol=1e-6)
+  assert not np.allclose(logits[0, 1], logits[3, 1], atol=1e-3)
 
 
 def test_states_do_not_look_ahead(variables):

@@ -44,8 +44,9 @@ def reproduce(
   Args:
     slug: the system; tokzoo list shows them.
     out: the report goes to OUT/SLUG.
-    claims: numbers of the claims to measure, from 1; all by default. Of the others the report
-      keeps what it says already, where sentence and setting are still the same.
+    claims: numbers of the claims to measure, from 1; by default all whose data are at hand. Of
+      the others the report keeps what it says already, where sentence and setting are still the
+      same.
     seeds: instead of the claims' own seeds.
     merge: measure nothing; take the numbers under DIR/SLUG of earlier runs, seed by seed, into
       the report in OUT/SLUG. Of a seed that several have, the last one's count.
@@ -73,8 +74,14 @@ def reproduce(
   here = _here()  # before measuring, for what is loaded is what measures
   entries: list[dict[str, Any]] = []
   verdicts: list[Verdict] = []
+  lacking = {number: _lacks(claim) for number, claim in enumerate(every, 1)}
+  for number in claims:
+    if lacking[number]:
+      raise TokzooError(f"claim {number} cannot be measured: {lacking[number]}")
   for number, claim in enumerate(every, 1):
-    if claims and number not in claims:
+    if not claims and lacking[number]:
+      note(f"claim {number} of {len(every)} is not measured: {lacking[number]}")
+    if lacking[number] or (claims and number not in claims):
       entry = _measured_before(folder, claim)
       if entry is not None:
         entries.append(entry)
@@ -131,6 +138,15 @@ def _benchmark(experiment: Any, folder: Path, only_claims: bool) -> list[str]:
   lines = measure(folder, note)
   write_atomic(kept, ("\n".join(lines) + "\n").encode())
   return lines
+
+
+def _lacks(claim: Claim) -> str | None:
+  """Why a claim cannot be measured here, None where it can."""
+  try:
+    claim.needs()
+  except TokzooError as error:
+    return str(error)
+  return None
 
 
 def _here() -> dict[str, str]:

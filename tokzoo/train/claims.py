@@ -28,6 +28,7 @@ class Claim:
   holds:     whether one seed's numbers bear the sentence out
   setting:   data, model, steps: what the numbers stand for
   seeds:     each is measured; the verdict counts them
+  needs:     raises a TokzooError where what it is measured on is not at hand
   """
 
   sentence: str
@@ -36,6 +37,7 @@ class Claim:
   holds: Callable[[Numbers], bool]
   setting: str
   seeds: tuple[int, ...] = (0, 1, 2)
+  needs: Callable[[], None] = lambda: None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -114,15 +114,20 @@ class FlowHead(nn.Module):
       guidance: 1: none; more: away from what `null` would give.
       null: the state that stands for no condition; needed with guidance.
     """
-    x = jax.random.normal(rng, (*state.shape[:-1], self.features))
-    for i in range(steps):
-      time = jnp.full(state.shape[:-1], i / steps, jnp.float32)
-      velocity = self(x, time, state)
+
+    def step(head: "FlowHead", x: Array, now: Array) -> tuple[Array, None]:
+      time = jnp.full(state.shape[:-1], now, jnp.float32)
+      velocity = head(x, time, state)
       if null is not None and guidance != 1.0:
-        plain = self(x, time, jnp.broadcast_to(null, state.shape))
+        plain = head(x, time, jnp.broadcast_to(null, state.shape))
         velocity = plain + guidance * (velocity - plain)
-      x = x + velocity / steps
-    return x
+      return x + velocity / steps, None
+
+    x = jax.random.normal(rng, (*state.shape[:-1], self.features))
+    times = jnp.asarray(np.arange(steps) / steps, jnp.float32)
+    # A loop of one program, whatever the number of steps.
+    run = nn.scan(step, variable_broadcast="params", split_rngs={"params": False})
+    return run(self, x, times)[0]
 
 
 def _modulation(features: int, name: str) -> nn.Dense:
