@@ -51,6 +51,9 @@ def test_once(site, monkeypatch):
   path = download_url(url)
   assert path.name == "file.pth" and path.read_bytes() == HELD
   assert download_url(url) == path and len(Handler.asked) == 1
+  # An address without a name says it after a #, which the server never hears of.
+  named = download_url(f"{site}/file.pth?key=4#own.pt")
+  assert named.name == "own.pt" and Handler.asked[-1] == "/file.pth?key=4"
   # Another address of the same name is another file.
   assert download_url(f"{site}/file.pth?key=2&dl=1") != path
   monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -76,7 +76,7 @@ def test_torch_files_hold_tensors_and_nothing_else(tmp_path):
   import torch
 
   state = {"a": torch.arange(3.0), "half": torch.ones(2, dtype=torch.bfloat16)}
-  for ending in (".pt", ".pth", ".bin", ".ckpt"):
+  for ending in (".pt", ".pth", ".bin", ".ckpt", ".dev"):
     path = tmp_path / f"w{ending}"
     torch.save({"module": state, "step": 3}, path)
     read = read_state(path, "module")

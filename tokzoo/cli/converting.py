@@ -39,7 +39,7 @@ def convert(
   them all. `tokzoo show SYSTEM` lists the presets.
 
   Args:
-    file: .safetensors, or a torch file (.pt, .pth, .bin, .ckpt; extra torch).
+    file: .safetensors, or a torch file (.pt, .pth, .bin, .ckpt, .dev; extra torch).
     out: the file to write, *.safetensors.
     preset: the published config that the file was made with; not needed with --to authors.
     system: slug of the system, as a check on the preset.

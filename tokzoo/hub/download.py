@@ -126,8 +126,10 @@ def download_url(url: str, sha256: str | None = None) -> Path:
 
 
 def _kept_at(url: str) -> Path:
-  """Where a file of that address is kept in the cache."""
-  name = Path(urllib.parse.urlparse(url).path).name
+  """Where a file of that address is kept in the cache: under its name, or the one after a `#`
+  where the address has none."""
+  parts = urllib.parse.urlparse(url)
+  name = Path(parts.fragment or parts.path).name
   key = hashlib.sha256(url.encode()).hexdigest()[:16]
   return cache_dir() / "downloads" / key / name
 

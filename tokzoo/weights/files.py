@@ -1,7 +1,7 @@
 """Reading and writing weight files.
 
 safetensors is read without torch. The pickles that most of the field publishes (.pt, .pth,
-.bin, .ckpt) are read only through torch's weights-only loader, which refuses everything but
+.bin, .ckpt, .dev) are read only through torch's weights-only loader, which refuses everything but
 tensors, plain containers and the settings of a command line: nothing that was downloaded is
 ever unpickled.
 """
@@ -16,7 +16,7 @@ import numpy as np
 from tokzoo.errors import TokzooError, missing_extra
 from tokzoo.files import read_safetensors, to_safetensors, write_atomic
 
-_PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+_PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".dev")
 
 
 def read_state(path: str | Path, under: str | None = None) -> dict[str, np.ndarray]:

@@ -111,11 +111,10 @@ def test_sizes_without_a_list_are_the_published_ones(module, preset, millions):
 
 
 def test_the_catalog_names_every_published_checkpoint():
-  """But two: a pickle with an ending that is not read, and files on a drive."""
   known = {entry.preset for entry in catalog().values()}
   modules = (dac, dm_codec, encodec, mimi, snac, speechtokenizer, wavtokenizer, xcodec)
   presets = set().union(*(module.PRESETS for module in modules))
-  assert presets - known == {"speechtokenizer-snake", "dm-codec"}
+  assert presets <= known
 
 
 def fixture(name: str):
