@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from tests.train.tasks import AutoEncoder, Game, Linear, make_recipe, make_rows
+from tokzoo.cli.experiments import load_experiment
 from tokzoo.contract import Losses
 from tokzoo.errors import TokzooError
 from tokzoo.train import MeshShape, Optimizer, make_mesh
@@ -346,6 +347,29 @@ def test_a_schedule_that_holds_and_one_that_drops():
   np.testing.assert_allclose(found, [1.0, 1.0, 0.1, 0.1, 0.01], rtol=1e-5)
   with pytest.raises(TokzooError, match="drops at step 10, before it has warmed up"):
     schedule(dataclasses.replace(dropped, drops=(10, 40)), 50)
+
+
+def test_a_schedule_that_falls_by_a_factor_at_every_step():
+  fast = Optimizer(peak_lr=1.0, schedule="exponential", decay=0.9, warmup_steps=10)
+  found = [schedule(fast, 50)(s) for s in (5, 10, 11, 50)]
+  np.testing.assert_allclose(found, [0.5, 1.0, 0.9, 0.9**40], rtol=1e-5)
+  with pytest.raises(TokzooError, match=r"multiplied by 1\.1 at every step"):
+    schedule(dataclasses.replace(fast, decay=1.1), 50)
+
+
+def test_dacs_published_rate_is_that_of_its_authors():
+  """scripts/train.py: both optimizers' ExponentialLR steps after every update."""
+  rate, recipe = 1e-4, load_experiment("dac").RECIPES["24khz"]()
+  theirs = {}
+  for update in range(recipe.steps):
+    if update in (0, 1, 1_000, 399_999):
+      theirs[update] = rate
+    rate *= 0.999996
+  assert len(theirs) == 4 and theirs[399_999] < 0.21e-4
+  for player in ("model", "discriminator"):
+    ours = schedule(recipe.optimizers[player], recipe.steps)
+    for update, expected in theirs.items():
+      np.testing.assert_allclose(ours(update), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

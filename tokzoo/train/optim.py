@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import re
 from typing import Any
 
@@ -58,6 +59,13 @@ def schedule(config: Optimizer, steps: int) -> optax.Schedule:
         )
       tenths = {step - first: 0.1 for step in config.drops}
       after = optax.piecewise_constant_schedule(peak, tenths)
+    case "exponential":
+      if not 0 < config.decay <= 1:
+        raise TokzooError(
+          f"the learning rate is multiplied by {config.decay} at every step: choose a decay "
+          "above 0, and 1 at most."
+        )
+      after = functools.partial(_exponential, peak, config.decay)
   if config.warmup_steps:
     warmup = optax.linear_schedule(config.start_lr, peak, config.warmup_steps)
     after = optax.join_schedules([warmup, after], [config.warmup_steps])
@@ -135,6 +143,11 @@ def _after(held: int, peak: float, schedule: optax.Schedule) -> optax.Schedule:
 def _rsqrt(peak: float, scale: float, count: jax.typing.ArrayLike) -> Array:
   """Falls as 1 / sqrt(count), from the peak at count 0: no jump where the warm-up ends."""
   return peak * jax.lax.rsqrt(1.0 + jnp.asarray(count, jnp.float32) / scale)
+
+
+def _exponential(peak: float, decay: float, count: jax.typing.ArrayLike) -> Array:
+  """peak * decay ** count. The power of a float32 near 1 would be wrong in the third digit."""
+  return peak * jnp.exp(math.log(decay) * jnp.asarray(count, jnp.float32))
 
 
 def _decays(spared: tuple[str, ...], params: PyTree) -> PyTree:

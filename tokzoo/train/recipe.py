@@ -25,7 +25,9 @@ class Optimizer:
   """Learning rate after warm-up."""
   end_lr: float = 0.0
   """Learning rate at the last step (cosine and linear)."""
-  schedule: Literal["constant", "cosine", "linear", "rsqrt", "drops"] = "cosine"
+  schedule: Literal["constant", "cosine", "linear", "rsqrt", "drops", "exponential"] = (
+    "cosine"
+  )
   """Shape of the learning rate after warm-up."""
   warmup_steps: int = 0
   """Steps of linear warm-up."""
@@ -35,6 +37,8 @@ class Optimizer:
   """Share of the steps after warm-up that stay at the peak (cosine and linear)."""
   drops: tuple[int, ...] = ()
   """Steps of the run at which the learning rate is divided by ten (drops)."""
+  decay: float = 1.0
+  """Factor of the learning rate from one step to the next (exponential)."""
   b1: float = 0.9
   """Decay of the first moment; momentum for sgd."""
   b2: float = 0.999
