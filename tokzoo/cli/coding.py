@@ -24,6 +24,7 @@ from tokzoo.errors import TokzooError
 from tokzoo.hub import (
   PretrainedCodec,
   PretrainedGenerator,
+  PretrainedSpeaker,
   PretrainedTokenizer,
   load,
 )
@@ -165,6 +166,10 @@ def as_tokenizer(loaded: Pretrained, model: str) -> PretrainedTokenizer:
   if isinstance(loaded, PretrainedGenerator):
     raise TokzooError(
       f"{model} is a generator; a tokenizer was expected: use {loaded.tokenizer.card.name}."
+    )
+  if isinstance(loaded, PretrainedSpeaker):
+    raise TokzooError(
+      f"{model} makes sound of its own, and encodes none; a tokenizer was expected: name one."
     )
   if not isinstance(loaded, PretrainedTokenizer):
     raise TokzooError(

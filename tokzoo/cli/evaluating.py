@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from tokzoo.cli.coding import as_tokenizer
 from tokzoo.cli.console import emit, facts, note, parse, to_uint8
 from tokzoo.data import DataConfig, evaluation_batches, guess_source
 from tokzoo.data.transforms import to_float
@@ -69,10 +70,11 @@ def evaluate(
   if num is not None and num < 1:
     raise TokzooError(f"--num {num} came: at least 1 picture is needed.")
   loaded = load(model, preset=preset)
-  tokenizer = loaded if isinstance(loaded, PretrainedTokenizer) else loaded.tokenizer
+  is_generator = isinstance(loaded, PretrainedGenerator)
+  tokenizer = loaded.tokenizer if is_generator else as_tokenizer(loaded, model)
   pictures = Pictures(guess_source(data), split, num, tokenizer)
   network = find_network(inception)
-  if isinstance(loaded, PretrainedGenerator):
+  if is_generator:
     metrics = measure_generator(loaded, pictures, seed, network)
   else:
     metrics = measure_tokenizer(loaded, pictures, network)

@@ -1,4 +1,4 @@
-"""`tokzoo generate`: new pictures from a generator, class by class."""
+"""`tokzoo generate`: new pictures from a generator, class by class, or new sounds."""
 
 import math
 from collections.abc import Sequence
@@ -19,9 +19,11 @@ from tokzoo.cli.console import (
   write_picture,
 )
 from tokzoo.cli.figures import sheet
+from tokzoo.cli.speaking import speak
 from tokzoo.data import imagenet
 from tokzoo.errors import TokzooError
-from tokzoo.hub import PretrainedGenerator, load
+from tokzoo.hub import PretrainedGenerator, PretrainedSpeaker, load
+from tokzoo.hub.pretrained import Pretrained
 
 DEFAULT_MODEL = "instella-digits-ar-nano"
 _SHOWN = 16
@@ -50,24 +52,36 @@ def generate(
 ) -> None:
   """Samples pictures: a PNG each, a sheet with a row for every class, and what was asked.
 
+  A generator of sound (Flow-Omni) makes a wav each, and a sheet of their spectra.
+
   Args:
     model: generator: checkpoint name, run directory, file or repository.
     label: classes, by number or (ImageNet's) by name, or all.
-    num: pictures of each class.
+    num: pictures of each class, or sounds.
     seed: of every draw; the same line gives the same pictures.
-    out: where class-N/NNNN.png, sheet.png and samples.json go; or a picture file, which is then
-      the sheet alone.
+    out: where class-N/NNNN.png (or NNNN.wav), sheet.png and samples.json go; or a picture file,
+      which is then the sheet alone.
     guidance: strength of the class; 0: none. The model's own setting by default.
     temperature: of every draw; the model's own setting by default.
     steps: network calls of a diffusion or masked model; the model's own setting by default.
-    tokens: how many tokens to make, for generators of prefixes; all by default.
+    tokens: how many tokens to make, for generators of prefixes, all by default; or frames of
+      sound at most.
     tokenizer: whose tokens the generator makes, if its own record does not say.
     json: print JSON instead of a table.
   """
-  generator = load_generator(model, tokenizer)
-  chosen = class_numbers(label, generator)
+  loaded = load(model, tokenizer=tokenizer)
   if num < 1:
-    raise TokzooError(f"--num {num} came: at least 1 picture of each class is made.")
+    raise TokzooError(f"--num {num} came: at least 1 is made (of each class).")
+  if isinstance(loaded, PretrainedSpeaker):
+    for name, given in (("label", label != ("all",)), ("temperature", temperature)):
+      if given:
+        raise TokzooError(f"--{name} came with {model}, which has none: leave it out.")
+    asked = {"guidance": guidance, "steps": steps, "frames": tokens}
+    settings = {name: value for name, value in asked.items() if value is not None}
+    speak(loaded, num, seed, out, settings, json)
+    return
+  generator = as_generator(loaded, model)
+  chosen = class_numbers(label, generator)
   asked = {
     "guidance": guidance,
     "temperature": temperature,
@@ -117,7 +131,19 @@ def load_generator(model: str, tokenizer: str | None = None) -> PretrainedGenera
   Raises:
     TokzooError: nothing of that name, or a tokenizer.
   """
-  loaded = load(model, tokenizer=tokenizer)
+  return as_generator(load(model, tokenizer=tokenizer), model)
+
+
+def as_generator(loaded: Pretrained, model: str) -> PretrainedGenerator:
+  """What was loaded, if it is a generator of another model's tokens.
+
+  Raises:
+    TokzooError: it is not.
+  """
+  if isinstance(loaded, PretrainedSpeaker):
+    raise TokzooError(
+      f"{model} makes sound, not another model's tokens: a generator of pictures was expected."
+    )
   if not isinstance(loaded, PretrainedGenerator):
     raise TokzooError(
       f"{model} is a tokenizer; a generator was expected: tokzoo list names those there are."

@@ -42,6 +42,7 @@ from tokzoo.nn.decoder import (
   padded,
   so_far,
 )
+from tokzoo.nn.griffin_lim import from_log_mel
 from tokzoo.nn.rotary import Rotary, axis_angles
 from tokzoo.nn.spectra import Mel
 from tokzoo.tokens import Tokens
@@ -114,12 +115,70 @@ class Config:
   def frames(self, audio: Float[Array, "B T C"]) -> Float[Array, "B L m"]:
     """Normalised log mel frames of sound, its channels' mean."""
     mono = audio.astype(jnp.float32).mean(-1, keepdims=True)
-    mel = Mel(self.n_fft, self.hop, self.mels, log="e")
-    return (mel(mono, self.sample_rate_hz) - self.mel_mean) / self.mel_std
+    return (self._mel(mono, self.sample_rate_hz) - self.mel_mean) / self.mel_std
+
+  def audio(
+    self, frames: Float[Array, "B L m"], rng: PRNGKeyArray
+  ) -> Float[Array, "B L*hop 1"]:
+    """Sound of frames by Griffin and Lim, where the paper has a vocoder [design].
+
+    Args:
+      frames: normalised, as `frames` gives them.
+      rng: of the first phases.
+    """
+    logs = frames * self.mel_std + self.mel_mean
+    # The last frame stands in the middle of its hop; a short sound is filled up with silence.
+    missing = max(self.n_fft // 2 // self.hop + 2 - frames.shape[1], 1)
+    silence = jnp.full((len(frames), missing, self.mels), np.log(1e-5), logs.dtype)
+    logs = jnp.concatenate([logs, silence], 1)
+    wave = from_log_mel(logs, self._mel, self.sample_rate_hz, rng)
+    return wave[:, : frames.shape[1] * self.hop]
+
+  @property
+  def _mel(self) -> Mel:
+    return Mel(self.n_fft, self.hop, self.mels, log="e")
 
   def condition(self, batch: Batch) -> Condition:
     """What the frames of a batch are drawn given."""
     return {name: batch[name] for name in ("text", "features") if name in batch}
+
+  def check_condition(self, condition: Mapping[str, Any] | int) -> Condition:
+    """A condition from outside, or so many rows of none, as `FlowOmni.sample` takes it.
+
+    Raises:
+      TokzooError: other names, shapes or dtypes, or text that is not of the vocabulary.
+    """
+    if isinstance(condition, int):
+      if condition < 1:
+        raise TokzooError(f"{condition} sounds were asked for: make at least 1.")
+      # Training without text reads PAD at every place.
+      return {"text": jnp.full((condition, 1), PAD, jnp.int32)}
+    if not condition or set(condition) - {"text", "features"}:
+      raise TokzooError(
+        "Flow-Omni answers `text` or `features`; the condition has "
+        f"{', '.join(sorted(condition)) or 'nothing'}: give one of them, or both."
+      )
+    given = {name: np.asarray(value) for name, value in condition.items()}
+    text, features = given.get("text"), given.get("features")
+    if text is not None:
+      if text.ndim != 2 or not np.issubdtype(text.dtype, np.integer):
+        raise TokzooError(f"text is int[B, T]; this is {text.dtype}{list(text.shape)}.")
+      if text.size and not 0 <= text.min() <= text.max() < self.vocab:
+        raise TokzooError(
+          f"text tokens are 0 to {self.vocab - 1}; these run from {text.min()} to {text.max()}."
+        )
+      given["text"] = text.astype(np.int32)
+    if features is not None:
+      if features.ndim != 3 or features.shape[2] != self.feature_dim:
+        raise TokzooError(
+          f"features are float[B, F, {self.feature_dim}]; these are {list(features.shape)}."
+        )
+      if not np.isfinite(features).all():
+        raise TokzooError("features are finite; these hold NaN or infinity.")
+      given["features"] = features.astype(np.float32)
+    if len({len(value) for value in given.values()}) > 1:
+      raise TokzooError("text and features differ in their number of rows.")
+    return {name: jnp.asarray(value) for name, value in given.items()}
 
   def example(self) -> tuple[Tokens, Condition, PRNGKeyArray]:
     """Inputs of `loss`, of the smallest shapes."""

@@ -22,6 +22,7 @@ from tokzoo.hub.pretrained import (
   PretrainedGenerator,
   PretrainedTokenizer,
 )
+from tokzoo.hub.speaker import PretrainedSpeaker
 from tokzoo.places import bundled, cache_dir
 from tokzoo.remote import is_remote, located, on_disk
 from tokzoo.train import from_json, load_run, to_json
@@ -49,8 +50,8 @@ def load(
     revision: of a hub repository.
 
   Returns:
-    A `PretrainedTokenizer` (of pictures), a `PretrainedCodec` (of sound) or a
-    `PretrainedGenerator`.
+    A `PretrainedTokenizer` (of pictures), a `PretrainedCodec` (of sound), a
+    `PretrainedGenerator`, or a `PretrainedSpeaker` (that makes its own tokens).
 
   Raises:
     TokzooError: nothing of that name, weights that do not fit, a tokenizer that is not the
@@ -288,6 +289,12 @@ def _assemble(
   if systems.find_part(card.system, card.part).kind == "tokenizer":
     room = _ROOMS[systems.find_system(card.system).modality][0]
     return room(module, variables, card)
+  if hasattr(config, "tokens_of"):
+    if tokenizer is not None:
+      raise TokzooError(
+        f"{card.name} makes its own tokens, but a tokenizer was named, {tokenizer}: leave it out."
+      )
+    return PretrainedSpeaker(module, variables, card)
   if tokenizer is None:
     raise TokzooError(
       f"{card.name} is a generator, and nothing says whose tokens it makes: pass "
