@@ -13,7 +13,7 @@ import fcntl
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -25,7 +25,7 @@ from tokzoo.machines import Topology
 from tokzoo.places import cache_dir
 from tokzoo.train.mesh import make_mesh
 from tokzoo.train.plan.planning import Plan
-from tokzoo.train.plan.programs import Program, What, lower
+from tokzoo.train.plan.programs import What, lower
 from tokzoo.train.recipe import Recipe
 
 _WARM = 3
@@ -84,9 +84,10 @@ def measure(
     start = time.perf_counter()
     compiled = program.lowered.compile()
     compile_seconds = time.perf_counter() - start
+    fill = _filler(program.arguments)
   with _turnstile(fcntl.LOCK_EX):
     try:
-      turns = _run(compiled, program, what, steps)
+      turns = _run(compiled, fill(), what, steps)
     except jax.errors.JaxRuntimeError as error:
       if "RESOURCE_EXHAUSTED" not in str(error):
         raise
@@ -131,9 +132,10 @@ def _check(machine: Topology) -> None:
     )
 
 
-def _run(compiled: Any, program: Program, what: What, steps: int) -> list[float]:
+def _run(
+  compiled: Any, arguments: tuple[Any, ...], what: What, steps: int
+) -> list[float]:
   """Seconds of a run, in each turn."""
-  arguments = waves(program.arguments)
   turns = []
   for turn in range(_TURNS + 1):
     number = steps if turn else _WARM
@@ -152,17 +154,22 @@ def _run(compiled: Any, program: Program, what: What, steps: int) -> list[float]
 def waves(shapes: PyTree) -> PyTree:
   """Arrays of these shapes, placed as they say: floats in [-0.04, 0.04], of optimizers in
   [0, 0.04], where second moments are; integers 0, which are ids, labels and counts; keys."""
+  return _filler(shapes)()
+
+
+def _filler(shapes: PyTree) -> Callable[[], PyTree]:
+  """The compiled program that makes the arrays of `waves`."""
   leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
   least = [
     0.0 if "opt_states" in jax.tree_util.keystr(path) else -0.04 for path, _ in leaves
   ]
-  make = jax.jit(
-    lambda: [
-      _wave(leaf, index, least[index]) for index, (_, leaf) in enumerate(leaves)
-    ],
-    out_shardings=[getattr(leaf, "sharding", None) for _, leaf in leaves],
-  )
-  return jax.tree.unflatten(structure, make())
+
+  def make() -> list[jax.Array]:
+    return [_wave(leaf, index, least[index]) for index, (_, leaf) in enumerate(leaves)]
+
+  placed = [getattr(leaf, "sharding", None) for _, leaf in leaves]
+  compiled = jax.jit(make, out_shardings=placed).lower().compile()
+  return lambda: jax.tree.unflatten(structure, compiled())
 
 
 def _wave(leaf: jax.ShapeDtypeStruct, index: int, least: float) -> jax.Array:
