@@ -1,5 +1,6 @@
 """Sound files: what comes of good and of bad ones, and the sources of sound."""
 
+import dataclasses
 import io
 import sys
 import tarfile
@@ -347,3 +348,24 @@ def test_flac_of_16_bits_is_lossless():
   samples = (rng.integers(-32768, 32768, (999, 1)) / 32768).astype(np.float32)
   back, _ = soundfile.read(io.BytesIO(encode_flac(samples, RATE)), dtype="float32")
   assert np.array_equal(back[:, None], samples)
+
+
+def test_pieces_are_all_of_every_sound(tmp_path):
+  """With a teacher's rows beside them; the last piece is filled up."""
+  wave = np.linspace(-0.5, 0.5, 2_500, dtype=np.float32)[:, None]
+  (tmp_path / "train").mkdir()
+  write_sound(tmp_path / "train" / "a.wav", wave, 1_000)
+  write_sound(tmp_path / "train" / "b.wav", wave[:400], 1_000)
+  np.save(tmp_path / "train" / "a.teacher.npy", np.arange(25.0)[:, None])
+  np.save(tmp_path / "train" / "b.teacher.npy", np.arange(4.0)[:, None])
+  config = DataConfig(
+    source=f"audio:{tmp_path}", channels=1, crop="pieces", seconds=1.0, threads=0
+  )
+  batch = next(evaluation_batches(config, 4))
+  assert batch["valid"].all() and batch["audio"].shape == (4, 1_000, 1)
+  joined = batch["audio"][:3].reshape(3_000)
+  np.testing.assert_allclose(joined[:2_500], wave[:, 0], atol=1e-4)
+  assert not joined[2_500:].any() and not batch["audio"][3, 400:].any()
+  np.testing.assert_array_equal(batch["teacher"][1, :, 0], np.arange(10.0, 20.0))
+  with pytest.raises(TokzooError, match=r"data\.seconds is None"):
+    open_source(dataclasses.replace(config, seconds=None))

@@ -73,7 +73,7 @@ def encode(
   """
   loaded = load(model, preset=preset)
   if isinstance(loaded, PretrainedCodec):
-    _require_none(model, "sound", size=size, tokens=tokens)
+    require_none(model, "sound", size=size, tokens=tokens)
     told = sounding.encode_file(loaded, source, out, kbps)
     emit(told, json, lambda console: console.print(facts("encoded", told)))
     return
@@ -81,7 +81,7 @@ def encode(
     raise TokzooError(
       f"{source} is sound, and {model} takes pictures: name a codec, --model encodec-24khz."
     )
-  _require_none(model, "pictures", kbps=kbps)
+  require_none(model, "pictures", kbps=kbps)
   tokenizer = as_tokenizer(loaded, model)
   if _is_picture(source):
     image = read_picture(source, tokenizer.config.channels, size)
@@ -148,6 +148,19 @@ def decode(
   note(f"wrote {out}: {width} x {height} pixels.")
 
 
+def load_encoder(
+  model: str, preset: str | None = None
+) -> PretrainedTokenizer | PretrainedCodec:
+  """A tokenizer of pictures or a codec of sound by name.
+
+  Raises:
+    TokzooError: nothing of that name, or a generator.
+  """
+  loaded = load(model, preset=preset)
+  is_codec = isinstance(loaded, PretrainedCodec)
+  return loaded if is_codec else as_tokenizer(loaded, model)
+
+
 def load_tokenizer(model: str, preset: str | None = None) -> PretrainedTokenizer:
   """A tokenizer by name.
 
@@ -178,7 +191,7 @@ def as_tokenizer(loaded: Pretrained, model: str) -> PretrainedTokenizer:
   return loaded
 
 
-def _require_none(model: str, takes: str, **options: object) -> None:
+def require_none(model: str, takes: str, **options: object) -> None:
   """Raises if an option was given that does not go with what the model takes."""
   given = [name for name, value in options.items() if value is not None]
   if given:

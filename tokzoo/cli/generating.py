@@ -19,10 +19,10 @@ from tokzoo.cli.console import (
   write_picture,
 )
 from tokzoo.cli.figures import sheet
-from tokzoo.cli.speaking import speak
+from tokzoo.cli.speaking import speak, speak_classes
 from tokzoo.data import imagenet
 from tokzoo.errors import TokzooError
-from tokzoo.hub import PretrainedGenerator, PretrainedSpeaker, load
+from tokzoo.hub import PretrainedCodec, PretrainedGenerator, PretrainedSpeaker, load
 from tokzoo.hub.pretrained import Pretrained
 
 DEFAULT_MODEL = "instella-digits-ar-nano"
@@ -52,7 +52,8 @@ def generate(
 ) -> None:
   """Samples pictures: a PNG each, a sheet with a row for every class, and what was asked.
 
-  A generator of sound (Flow-Omni) makes a wav each, and a sheet of their spectra.
+  A generator of sound, or of a codec's tokens, makes a wav each; Flow-Omni a sheet of their
+  spectra besides.
 
   Args:
     model: generator: checkpoint name, run directory, file or repository.
@@ -89,6 +90,9 @@ def generate(
     "num_tokens": tokens,
   }
   settings = {name: value for name, value in asked.items() if value is not None}
+  if isinstance(generator.tokenizer, PretrainedCodec):
+    speak_classes(generator, chosen, num, seed, out, settings, json)
+    return
   labels = np.repeat(np.asarray(chosen, np.int32), num)
   pictures = to_uint8(generator.generate(labels, seed, **settings))
   by_class = list(pictures.reshape(len(chosen), num, *pictures.shape[1:]))

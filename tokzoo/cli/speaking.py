@@ -1,5 +1,6 @@
 """Sounds for `tokzoo generate`: a wav each, and a sheet of their spectra."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from rich.console import Console
 from tokzoo.cli.console import PICTURES, emit, facts, write_json, write_picture
 from tokzoo.cli.figures import sheet
 from tokzoo.data.sound import write_sound
-from tokzoo.hub import PretrainedSpeaker
+from tokzoo.errors import TokzooError
+from tokzoo.hub import PretrainedGenerator, PretrainedSpeaker
 from tokzoo.tokens import save_tokens
 
 
@@ -63,6 +65,58 @@ def speak(
     console.print(facts("generated", told))
     where = f"on the sheet {out}" if is_sheet else f"with sheet.png in {out}"
     console.print(f"{num} sounds {where}; Griffin and Lim's phases, no vocoder.")
+
+  emit(told, as_json, render)
+
+
+def speak_classes(
+  generator: PretrainedGenerator,
+  classes: Sequence[int],
+  num: int,
+  seed: int,
+  out: Path,
+  settings: dict[str, Any],
+  as_json: bool,
+) -> None:
+  """Samples a codec's tokens class by class and writes their sounds.
+
+  Args:
+    generator: of a codec's tokens.
+    classes: their numbers.
+    num: of sounds of each.
+    seed: of every draw.
+    out: where class-N/NNNN.wav and samples.json go.
+    settings: of sampling.
+    as_json: print JSON.
+
+  Raises:
+    TokzooError: a setting that the model does not have, a picture as `out`, or a path that
+      cannot be written.
+  """
+  if out.suffix.lower() in PICTURES:
+    raise TokzooError(
+      f"--out {out} is a picture, but {generator.card.name} makes sounds: name a folder."
+    )
+  labels = np.repeat(np.asarray(classes, np.int32), num)
+  waves = np.asarray(generator.generate(labels, seed, **settings))
+  rate = generator.tokenizer.config.sample_rate_hz
+  for index, (label, wave) in enumerate(zip(labels, waves, strict=True)):
+    write_sound(out / f"class-{label}" / f"{index % num:04d}.wav", wave, rate)
+  told = {
+    "out": str(out),
+    "model": generator.card.name,
+    "tokenizer": str(generator.tokenizer.origin),
+    "classes": list(classes),
+    "num": num,
+    "seed": seed,
+    "seconds": waves.shape[1] / rate,
+    "settings": {**generator.card.sampling, **settings},
+  }
+  write_json(out / "samples.json", told)
+
+  def render(console: Console) -> None:
+    console.print(facts("generated", told))
+    console.print(f"{len(waves)} sounds are in {out}.")
 
   emit(told, as_json, render)
 

@@ -1,4 +1,5 @@
-"""`tokzoo tokenize-dataset`: a data set to token records, on all devices of all hosts."""
+"""`tokzoo tokenize-dataset`: a data set of pictures or sounds to token records, on all devices of
+all hosts."""
 
 import contextlib
 import dataclasses
@@ -16,13 +17,14 @@ from rich.progress import (
   TimeRemainingColumn,
 )
 
-from tokzoo.cli.coding import load_tokenizer
+from tokzoo.cli.coding import load_encoder, require_none
 from tokzoo.cli.console import emit, facts, note, read_arguments
 from tokzoo.cli.tokenizing import encode_dataset
 from tokzoo.data import DataConfig, guess_source
 from tokzoo.data.config import Crop, Filter
 from tokzoo.data.token_shards import RECORDS_PER_SHARD
 from tokzoo.errors import TokzooError
+from tokzoo.hub import PretrainedCodec, PretrainedTokenizer
 from tokzoo.train.hosts import Hosts, joined
 
 _EVERY = 30.0
@@ -40,27 +42,34 @@ class TokenizeDataset:
   tokenizer: str
   """Checkpoint name, run directory, file or repository."""
   data: str
-  """digits, photos, folder:PATH, arrayrecord:PATH, ... or a path alone; one split of it."""
+  """digits, photos, folder:PATH, arrayrecord:PATH, tones, speech-prompts, audio:PATH, ... or a path
+  alone; one split of it."""
   out: str
   """A folder for each split, which all hosts see; it may be remote (gs://, s3://)."""
   split: str = "train"
   """Part of the data set."""
   views: int = 1
-  """Of each picture: random crops and flips differ between them."""
+  """Of each picture or sound: random crops and flips differ between them."""
   resize: int | None = None
   """Pixels that the shorter side is resized to before it is cut."""
   filter: Filter = "bicubic"
   """Of the resizing."""
-  crop: Crop = "center"
-  """Where the square is cut from; none: pictures are of one size already."""
+  crop: Crop | None = None
+  """Where the square is cut from, center by default; none: pictures are of one size already. Of
+  sound, with --seconds: pieces (by default) one after another, the last filled up with silence;
+  random, center; none, from the start."""
   size: int | None = None
   """Side of the square in pixels; the tokenizer's own by default."""
   flip: bool = False
   """Mirror left to right with probability one half."""
+  seconds: float | None = None
+  """Length of a record of sound; without, sounds are taken whole and must be of one length."""
+  kbps: float | None = None
+  """Bit rate of a codec of sound, which says how many codebooks are kept; the highest by default."""
   skip_bad: bool = False
   """Leave out files that cannot be decoded, naming them."""
-  batch_size: int = 256
-  """Pictures at a time, of one host."""
+  batch_size: int | None = None
+  """Pictures or sounds at a time, of one host; 256 pictures or 16 sounds by default."""
   records_per_shard: int = RECORDS_PER_SHARD
   """Records of a file: what at most is made again after a kill."""
   threads: int = 4
@@ -91,24 +100,16 @@ def tokenize_dataset(what: TokenizeDataset) -> None:
     TokzooError: a tokenizer, data or folder that does not fit.
   """
   for name in ("batch_size", "records_per_shard"):
-    if getattr(what, name) < 1:
-      raise TokzooError(
-        f"{name} is {getattr(what, name)}, but must be at least 1: choose another."
-      )
-  tokenizer = load_tokenizer(what.tokenizer, what.preset)
-  data = DataConfig(
-    source=guess_source(what.data),
-    split=what.split,
-    skip_bad=what.skip_bad,
-    channels=tokenizer.config.channels,
-    resize=what.resize,
-    filter=what.filter,
-    crop=what.crop,
-    size=what.size or tokenizer.config.image_size,
-    flip=what.flip,
-    repeat=what.views,
-    threads=what.threads,
-  )
+    value = getattr(what, name)
+    if value is not None and value < 1:
+      raise TokzooError(f"{name} is {value}, but must be at least 1: choose another.")
+  tokenizer = load_encoder(what.tokenizer, what.preset)
+  codebooks = None
+  if isinstance(tokenizer, PretrainedCodec):
+    data = _of_sound(what, tokenizer)
+    codebooks = tokenizer.codebooks_of(what.kbps)
+  else:
+    data = _of_pictures(what, tokenizer)
   with _progress(f"encoding {what.data} {what.split}") as progress:
     done = encode_dataset(
       data,
@@ -117,6 +118,7 @@ def tokenize_dataset(what: TokenizeDataset) -> None:
       what.batch_size,
       what.records_per_shard,
       progress,
+      codebooks,
     )
   told: dict[str, Any] = {
     "out": what.out,
@@ -134,6 +136,49 @@ def tokenize_dataset(what: TokenizeDataset) -> None:
     console.print(f"Train a generator on it: --data.source tokens:{what.out}")
 
   emit(told, what.json, render)
+
+
+def _of_pictures(what: TokenizeDataset, tokenizer: PretrainedTokenizer) -> DataConfig:
+  """The pictures, as the tokenizer takes them."""
+  require_none(what.tokenizer, "pictures", seconds=what.seconds, kbps=what.kbps)
+  return DataConfig(
+    source=guess_source(what.data),
+    split=what.split,
+    skip_bad=what.skip_bad,
+    channels=tokenizer.config.channels,
+    resize=what.resize,
+    filter=what.filter,
+    crop=what.crop or "center",
+    size=what.size or tokenizer.config.image_size,
+    flip=what.flip,
+    repeat=what.views,
+    threads=what.threads,
+  )
+
+
+def _of_sound(what: TokenizeDataset, codec: PretrainedCodec) -> DataConfig:
+  """The sounds, at the codec's rate and with its channels."""
+  require_none(
+    what.tokenizer, "sound", resize=what.resize, size=what.size, flip=what.flip or None
+  )
+  source, rate = guess_source(what.data), codec.config.sample_rate_hz
+  if source in ("tones", "taught-tones"):
+    source = f"{source}:{max(rate, 2_000)}"  # made at the rate, not resampled
+  if what.crop not in (None, "none") and what.seconds is None:
+    raise TokzooError(
+      f"--crop {what.crop} came without --seconds: say how long the records are to be."
+    )
+  return DataConfig(
+    source=source,
+    split=what.split,
+    skip_bad=what.skip_bad,
+    channels=codec.config.channels,
+    crop=what.crop or ("none" if what.seconds is None else "pieces"),
+    sample_rate_hz=rate,
+    seconds=what.seconds,
+    repeat=what.views,
+    threads=what.threads,
+  )
 
 
 @contextlib.contextmanager

@@ -1,8 +1,9 @@
 """A data set as tokens: made once by all devices of all hosts, read ever after."""
 
 import dataclasses
+import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -20,10 +21,13 @@ from tokzoo.data.token_shards import (
 )
 from tokzoo.errors import TokzooError
 from tokzoo.files import write_atomic
-from tokzoo.hub import PretrainedTokenizer
+from tokzoo.hub import PretrainedCodec, PretrainedTokenizer
 from tokzoo.tokens import Origin, Tokens
 from tokzoo.train import Recipe
 from tokzoo.version import code_version
+
+BATCH = {"image": 256, "audio": 16}
+"""Pictures or sounds that are encoded at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +48,17 @@ class Encoded:
 
 def encode_dataset(
   data: DataConfig,
-  tokenizer: PretrainedTokenizer,
+  tokenizer: PretrainedTokenizer | PretrainedCodec,
   out: str | Path,
-  batch_size: int = 256,
+  batch_size: int | None = None,
   records_per_shard: int = RECORDS_PER_SHARD,
   progress: Callable[[int, int], None] | None = None,
+  codebooks: int | None = None,
 ) -> Encoded:
   """Writes the tokens (and labels) of a data set, `data.repeat` views of each record.
+
+  Ids of a codec of sound are [L, Q], or [L] of a single codebook, which every generator of ids
+  reads.
 
   Every process of a job makes shards of its own, on its own devices; all return when the
   folder is whole. Started again after a kill, with as many processes as there are then, it
@@ -60,9 +68,10 @@ def encode_dataset(
     data: what to encode, one split.
     tokenizer: what makes the tokens.
     out: a folder of its own for each split, which all processes see; it may be remote.
-    batch_size: pictures at a time, of one process.
+    batch_size: pictures or sounds at a time, of one process; None: `BATCH`.
     records_per_shard: of each file.
     progress: called with the records that this process has made and those that it has to.
+    codebooks: of a codec of sound, how many to keep; None: all.
 
   Raises:
     TokzooError: data that cannot be read or does not fit, a folder that is not writable or
@@ -77,16 +86,20 @@ def encode_dataset(
     records=len(views),
     records_per_shard=records_per_shard,
     made_by=code_version(),
+    codebooks=codebooks,
   )
   shards = TokenShards(out, header)
   missing = shards.missing(jax.process_index(), jax.process_count())
   total = sum(len(shards.views(shard)) for shard in missing)
   spread = tokenizer.spread(jax.local_devices())
+  medium = "audio" if isinstance(tokenizer, PretrainedCodec) else "image"
+  encode = functools.partial(_encode, spread, medium, codebooks)
+  batch_size = batch_size or BATCH[medium]
   made, begin = 0, time.monotonic()
 
   def batches(shard: int) -> Iterator[tuple[Rows, Tokens]]:
     nonlocal made
-    for rows, tokens in _encoded(views, shards.views(shard), spread, batch_size):
+    for rows, tokens in _encoded(views, shards.views(shard), encode, batch_size):
       yield rows, tokens
       made += len(next(iter(rows.values())))
       if progress:
@@ -99,15 +112,43 @@ def encode_dataset(
   return Encoded(header.records, header.num_shards, made, seconds)
 
 
+def _encode(
+  tokenizer: PretrainedTokenizer | PretrainedCodec,
+  medium: str,
+  codebooks: int | None,
+  batch: Mapping[str, np.ndarray],
+) -> Tokens:
+  """The tokens of a batch.
+
+  Raises:
+    TokzooError: the data is of another medium.
+  """
+  if medium not in batch:
+    takes = {"image": "pictures", "audio": "sound"}[medium]
+    raise TokzooError(
+      f"{tokenizer.card.name} takes {takes}, but the data has {', '.join(sorted(batch))}: name "
+      f"data of {takes}, or another tokenizer."
+    )
+  if isinstance(tokenizer, PretrainedTokenizer):
+    return tokenizer.encode(batch[medium])
+  tokens = tokenizer.encode(batch[medium], codebooks)
+  if tokens.ids is not None and tokens.ids.ndim == 3 and tokens.ids.shape[2] == 1:
+    tokens = tokens.replace(ids=tokens.ids[..., 0])
+  return tokens
+
+
 def _encoded(
-  views: OnePass, part: range, tokenizer: PretrainedTokenizer, batch_size: int
+  views: OnePass,
+  part: range,
+  encode: Callable[[Mapping[str, np.ndarray]], Tokens],
+  batch_size: int,
 ) -> Iterator[tuple[Rows, Tokens]]:
   """The rows of some views. A batch is fetched when the next one has been sent."""
   flying: tuple[Tokens, dict[str, np.ndarray]] | None = None
   reading = views.batches(part, batch_size)
   try:
     for batch in reading:
-      sent = (tokenizer.encode(batch["image"]), batch)
+      sent = (encode(batch), batch)
       if flying:
         yield _rows(*flying)
       flying = sent
@@ -122,12 +163,16 @@ def _rows(tokens: Tokens, batch: dict[str, np.ndarray]) -> tuple[Rows, Tokens]:
   rows = {tokens.kind: np.asarray(tokens.array)}
   if tokens.mask is not None:
     rows["mask"] = np.asarray(tokens.mask)
+  if tokens.scale is not None:
+    rows["scale"] = np.asarray(tokens.scale)
   if "label" in batch:
     rows["label"] = batch["label"]
   return {name: value[valid] for name, value in rows.items()}, tokens
 
 
-def with_tokens(recipe: Recipe, tokenizer: PretrainedTokenizer, out: Path) -> Recipe:
+def with_tokens(
+  recipe: Recipe, tokenizer: PretrainedTokenizer | PretrainedCodec, out: Path
+) -> Recipe:
   """The recipe with its data turned into tokens, kept under `out` and made only once.
 
   Raises:

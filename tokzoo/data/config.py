@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 Filter = Literal["nearest", "box", "bilinear", "bicubic", "lanczos"]
-Crop = Literal["random", "center", "none"]
+Crop = Literal["random", "center", "none", "pieces"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,8 @@ class DataConfig:
   antialias: bool = True
   """Widen the filter when shrinking, as Pillow does."""
   crop: Crop = "none"
-  """Where the square of `size` pixels is cut from, or the `seconds` of a sound."""
+  """Where the square of `size` pixels is cut from, or the `seconds` of a sound; pieces: all of a
+  sound, one piece after another, each a record."""
   size: int | None = None
   """Side in pixels of the square crop; None: the whole picture (all must be of one size)."""
   flip: bool = False

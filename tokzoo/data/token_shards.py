@@ -38,7 +38,7 @@ from tokzoo.tokens import Origin, Tokens
 
 HEADER = "encoding.json"
 RECORDS_PER_SHARD = 16_384
-_IDENTITY = ("origin", "data", "records", "records_per_shard")
+_IDENTITY = ("origin", "data", "codebooks", "records", "records_per_shard")
 """What must agree for an encoding to be continued."""
 
 Rows = Mapping[str, np.ndarray]
@@ -56,6 +56,7 @@ class Header:
   records:            views in all
   records_per_shard:  the last shard may have fewer
   made_by:            the version of tokzoo
+  codebooks:          of a codec of sound, how many are kept; None: all
   """
 
   origin: Origin
@@ -65,6 +66,7 @@ class Header:
   records: int
   records_per_shard: int
   made_by: str
+  codebooks: int | None = None
 
   @property
   def num_shards(self) -> int:
@@ -82,6 +84,7 @@ class Header:
       "records": self.records,
       "records_per_shard": self.records_per_shard,
       "made_by": self.made_by,
+      **({} if self.codebooks is None else {"codebooks": self.codebooks}),
     }
 
 
@@ -286,7 +289,7 @@ class TokenShards:
       # How a finished folder was cut to files does not matter to anybody.
       if name == "records_per_shard" and "files" in there:
         continue
-      before, after = _flat(name, there.get(name)), _flat(name, now[name])
+      before, after = _flat(name, there.get(name)), _flat(name, now.get(name))
       for part, value in after.items():
         if before.get(part) != value:
           raise TokzooError(

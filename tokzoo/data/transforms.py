@@ -16,7 +16,8 @@ Sounds take steps of their own:
 
   channels   as in `tokzoo/data/sound.py`: the mean for mono, mono repeated for stereo
   resample   to `sample_rate_hz`, by soxr
-  crop       `seconds`: `random`, uniform over all places; `center`; `none`, from the start.
+  crop       `seconds`: `random`, uniform over all places; `center`; `none`, from the start;
+             `pieces`, as the source has cut it already (`tokzoo/data/sources/pieces.py`).
              What is shorter is filled up with silence at its end. Frames that come with a
              sound (a teacher's features) are cut where it is, and filled up with zeros
 """
@@ -160,7 +161,7 @@ def _random_sound(
   if config.seconds is not None:
     length = max(round(config.seconds * rate_hz), 1)
     spare = max(len(samples) - length, 0)
-    start = {"none": 0, "center": spare // 2}.get(config.crop)
+    start = {"none": 0, "pieces": 0, "center": spare // 2}.get(config.crop)
     if start is None:
       start = int(rng.integers(spare + 1))
     whole_s, start_s = len(samples) / rate_hz, start / rate_hz

@@ -15,17 +15,20 @@ piece, so that its length costs no memory:
 """
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float
 
 from tokzoo.errors import TokzooError
 from tokzoo.hub.pretrained import Pretrained
 from tokzoo.tokens import Origin, Tokens
+from tokzoo.train import MeshShape, make_mesh
+from tokzoo.train.mesh import ambient, batch_sharding, replicated
 
 CHUNK_S = 20.0
 """Seconds of sound that are coded at once."""
@@ -35,7 +38,22 @@ CONTEXT_S = 1.0
 
 
 class PretrainedCodec(Pretrained):
-  """A codec: sound to tokens and back."""
+  """A codec: sound to tokens and back.
+
+  mesh:  of the devices that share a batch (`spread`); None: one device
+  """
+
+  mesh: Mesh | None = None
+
+  def spread(self, devices: Sequence[Any]) -> "PretrainedCodec":
+    """The same codec, with a copy on each of some devices of this process, which split the
+    rows of a batch among them."""
+    mesh = make_mesh(MeshShape(), devices)
+    variables = jax.device_put(self.variables, replicated(mesh))
+    copy = PretrainedCodec(self.module, variables, self.card)
+    copy.mesh = mesh
+    copy.__dict__["fingerprint"] = self.fingerprint  # the same weights
+    return copy
 
   @functools.cached_property
   def origin(self) -> Origin:
@@ -78,9 +96,8 @@ class PretrainedCodec(Pretrained):
     """
     wave = as_sound(sound, self.config.channels)
     if wave.shape[1] <= self._chunk:
-      return self._encode(self.variables, wave, num_codebooks).replace(
-        origin=self.origin
-      )
+      tokens = self._encode(self.variables, self._put(wave), num_codebooks)
+      return tokens.replace(origin=self.origin)
     rows = [self.encode_blocks([row], num_codebooks)[0] for row in wave]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *rows)
 
@@ -145,6 +162,8 @@ class PretrainedCodec(Pretrained):
     """As `decode`, of one sound (B = 1), piece by piece."""
     tokens.check().require_origin(self.origin)
     plain = tokens.replace(origin=None)
+    if plain.ids is not None and plain.ids.ndim == 2:  # of a single codebook
+      plain = plain.replace(ids=plain.ids[..., None], grid=(plain.length,))
     rng, config = jax.random.key(seed), self.config
     left = samples
     for piece in self._decoded(plain, rng):
@@ -319,6 +338,15 @@ class PretrainedCodec(Pretrained):
       tokens.check().require_origin(self.origin)
     return self._decode_step(self.variables, state, tokens.replace(origin=None))
 
+  def _put(self, rows: np.ndarray) -> Any:
+    """Rows where they are encoded: split over the devices if these divide them."""
+    if self.mesh is None:
+      return rows
+    divides = len(rows) % self.mesh.size == 0
+    return jax.device_put(
+      rows, batch_sharding(self.mesh) if divides else replicated(self.mesh)
+    )
+
   @functools.cached_property
   def _encode(self):
     def encode(variables, wave, num_codebooks):
@@ -326,7 +354,8 @@ class PretrainedCodec(Pretrained):
         variables, wave, num_codebooks=num_codebooks, method="encode"
       )
 
-    return jax.jit(encode, static_argnums=2)
+    whole = encode if self.mesh is None else ambient(self.mesh, encode)
+    return jax.jit(whole, static_argnums=2)
 
   @functools.cached_property
   def _decode(self):

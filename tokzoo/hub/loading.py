@@ -301,7 +301,7 @@ def _assemble(
       "tokenizer=..."
     )
   maker = load(tokenizer)
-  if not isinstance(maker, PretrainedTokenizer):
+  if not isinstance(maker, PretrainedTokenizer | PretrainedCodec):
     raise TokzooError(
       f"{tokenizer} is not a tokenizer: name the one that made the tokens."
     )

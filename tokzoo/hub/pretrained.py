@@ -216,12 +216,10 @@ class PretrainedTokenizer(Pretrained):
 class PretrainedGenerator(Pretrained):
   """A generator of another model's tokens.
 
-  tokenizer:  whose tokens it makes
+  tokenizer:  whose tokens it makes: a `PretrainedTokenizer`, or a `PretrainedCodec` of sound
   """
 
-  def __init__(
-    self, module: nn.Module, variables: Any, card: Card, tokenizer: PretrainedTokenizer
-  ):
+  def __init__(self, module: nn.Module, variables: Any, card: Card, tokenizer: Any):
     super().__init__(module, variables, card)
     self.tokenizer = tokenizer
 
@@ -258,7 +256,7 @@ class PretrainedGenerator(Pretrained):
 
   def generate(
     self, condition: Any, seed: int = 0, **settings: Any
-  ) -> Float[np.ndarray, "B H W C"]:
+  ) -> Float[np.ndarray, "B H W C"] | Float[np.ndarray, "B T C"]:
     """Samples tokens and decodes them: float32 in [-1, 1]."""
     return self.tokenizer.decode(self.sample(condition, seed, **settings))
 

@@ -10,6 +10,7 @@ from tokzoo.data.sources.base import BadRecord, Encoded, Record, Source
 from tokzoo.data.sources.fashion_mnist import fashion_mnist
 from tokzoo.data.sources.folder import Folder, SoundFolder
 from tokzoo.data.sources.packaged import Photos, digits
+from tokzoo.data.sources.pieces import Pieces
 from tokzoo.data.sources.speech_prompts import speech_prompts
 from tokzoo.data.sources.tokens import TokenSource
 from tokzoo.data.sources.tones import Tones
@@ -37,7 +38,8 @@ def open_source(config: DataConfig) -> Source:
   """Opens the source that a config names.
 
   Args:
-    config: of which `source`, `split`, `skip_bad` and `threads` are read.
+    config: of which `source`, `split`, `skip_bad`, `threads`, and for pieces of sound `crop` and
+      `seconds` are read.
 
   Returns:
     The source; it has at least one record.
@@ -48,7 +50,11 @@ def open_source(config: DataConfig) -> Source:
   source = _open(config.source, config.split)
   if len(source) == 0:
     raise TokzooError(f"{config.source} has no records in its split {config.split!r}.")
-  return _without_bad(source, config.threads) if config.skip_bad else source
+  if config.skip_bad:
+    source = _without_bad(source, config.threads)
+  if config.crop == "pieces":
+    return Pieces(source, config.seconds, config.threads)
+  return source
 
 
 def guess_source(path: str) -> str:

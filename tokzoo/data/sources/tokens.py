@@ -7,8 +7,10 @@
   tokens-00000-of-00013.arrayrecord   one record to a chunk: a small safetensors blob of named
                                       arrays
 
-Record i is view i of one pass over the data: record i mod N of its N pictures. A record holds `packed` uint32[L, w], `ids` int32[L] or [L, Q], or `values` float32[L, D], and
-whatever belongs to it: `label` int32[], `features` and `text_mask`. PATH is the folder of one
+Record i is view i of one pass over the data: record i mod N of its N pictures or sounds. A record
+holds `packed` uint32[L, w], `ids` int32[L] or [L, Q], or `values` float32[L, D], and whatever
+belongs to it: `label` int32[], `features` and `text_mask`, `scale` float32[S] of a codec that needs
+it. PATH is the folder of one
 split, or a folder with one such folder per split; it may be remote (gs://...): its files are
 then copied into the cache once.
 """
