@@ -4,6 +4,7 @@
 
 Lab record
   nano                     synthesised tones at 16 kHz, 4 codebooks of 64 codes, 2 CPU cores
+  speech-nano              of the survey's benchmark: one speaker, minutes on a GPU
   16khz, 24khz, 44khz      the published configurations (conf/final/*.yml): 0.38 s crops; their
                            training data is not public as a set: any folder of audio
 
@@ -19,7 +20,7 @@ from tokzoo.nn.sound_critics import Critics, MultiBand, MultiPeriod
 from tokzoo.tokenizers.audio.dac import PRESETS, Config
 from tokzoo.train import Optimizer, Recipe
 from tokzoo.train.sound import SoundAdversary, SoundReconstruction
-from tokzoo.train.sound_recipes import at_scale, small
+from tokzoo.train.sound_recipes import at_scale, small, speech
 
 SYSTEM = "dac"
 
@@ -31,12 +32,25 @@ SMALL = Config(
 )
 """Hop 160: 100 frames a second of 6 bits a codebook."""
 
+SPEECH = dataclasses.replace(
+  SMALL,
+  net=dataclasses.replace(SMALL.net, encoder_dim=16, decoder_dim=128),
+  num_codebooks=8,
+  num_codes=256,
+)
+"""0.8 to 6.4 kbps."""
+
 _VQ = {"commitment": 0.25, "codebook": 1.0}
 
 
 def nano() -> Recipe:
   """Half-second crops, spectra and waves, without critics."""
   return small(SYSTEM, SMALL, _VQ)
+
+
+def speech_nano() -> Recipe:
+  """Seconds of speech, without critics."""
+  return speech(SYSTEM, SPEECH, _VQ)
 
 
 def _published(rate: str, steps: int) -> Recipe:
@@ -93,4 +107,10 @@ def khz44() -> Recipe:
   return _published("44khz", 250_000)
 
 
-RECIPES = {"nano": nano, "16khz": khz16, "24khz": khz24, "44khz": khz44}
+RECIPES = {
+  "nano": nano,
+  "speech-nano": speech_nano,
+  "16khz": khz16,
+  "24khz": khz24,
+  "44khz": khz44,
+}

@@ -4,6 +4,7 @@
 
 Lab record
   nano        synthesised tones at 16 kHz, 2 CPU cores
+  speech-nano   of the survey's benchmark: one speaker, minutes on a GPU; no teacher
   published   the published configuration; its data (7 million hours) is not public, and the
               distillation of WavLM needs a teacher's features in the batches
 
@@ -16,7 +17,7 @@ from tokzoo.nn.sound_critics import MSSTFT
 from tokzoo.tokenizers.audio.mimi import PRESETS, Config
 from tokzoo.train import Optimizer, Recipe
 from tokzoo.train.sound import SoundAdversary, SoundReconstruction
-from tokzoo.train.sound_recipes import at_scale, small
+from tokzoo.train.sound_recipes import at_scale, small, speech
 
 SYSTEM = "mimi"
 
@@ -34,9 +35,26 @@ SMALL = Config(
 """Hop 160: 100 frames a second of 6 bits a codebook."""
 
 
+SPEECH = dataclasses.replace(
+  SMALL,
+  net=dataclasses.replace(SMALL.net, filters=16, dim=64),
+  heads=4,
+  hidden=128,
+  num_codebooks=8,
+  num_codes=256,
+  code_dim=32,
+)
+"""0.8 to 6.4 kbps."""
+
+
 def nano() -> Recipe:
   """Half-second crops, spectra and waves, without critics."""
   return small(SYSTEM, SMALL, {"commitment": 1.0})
+
+
+def speech_nano() -> Recipe:
+  """Seconds of speech, without critics."""
+  return speech(SYSTEM, SPEECH, {"commitment": 1.0})
 
 
 def published() -> Recipe:
@@ -67,4 +85,4 @@ def published() -> Recipe:
   )
 
 
-RECIPES = {"nano": nano, "published": published}
+RECIPES = {"nano": nano, "speech-nano": speech_nano, "published": published}

@@ -4,6 +4,7 @@
 
 Lab record
   nano                  synthesised tones at 16 kHz, 2 CPU cores
+  speech-nano           of the survey's benchmark: one speaker, minutes on a GPU
   24khz, 32khz, 44khz   the published configurations, with DAC's objective; the authors published
                         neither training code nor data: any folder of audio
 
@@ -17,7 +18,7 @@ from tokzoo.nn.sound_critics import Critics, MultiBand, MultiPeriod
 from tokzoo.tokenizers.audio.snac import PRESETS, Config
 from tokzoo.train import Optimizer, Recipe
 from tokzoo.train.sound import SoundAdversary, SoundReconstruction
-from tokzoo.train.sound_recipes import at_scale, small
+from tokzoo.train.sound_recipes import at_scale, small, speech
 
 SYSTEM = "snac"
 
@@ -29,9 +30,24 @@ SMALL = Config(
 """25 coarse frames a second, 7 ids of 6 bits in each."""
 
 
+SPEECH = dataclasses.replace(
+  SMALL,
+  net=dataclasses.replace(SMALL.net, encoder_dim=16, decoder_dim=128),
+  num_codes=256,
+)
+"""1.4 kbps."""
+
+_VQ = {"commitment": 0.25, "codebook": 1.0}
+
+
 def nano() -> Recipe:
   """Half-second crops, spectra and waves, without critics."""
-  return small(SYSTEM, SMALL, {"commitment": 0.25, "codebook": 1.0})
+  return small(SYSTEM, SMALL, _VQ)
+
+
+def speech_nano() -> Recipe:
+  """Seconds of speech, without critics."""
+  return speech(SYSTEM, SPEECH, _VQ)
 
 
 def _published(rate_name: str) -> Recipe:
@@ -44,7 +60,7 @@ def _published(rate_name: str) -> Recipe:
     l1=0.0,
     mel=spectral.dac(rate),
     mel_weight=15.0,
-    weights={"commitment": 0.25, "codebook": 1.0},
+    weights=_VQ,
     adversary=SoundAdversary(
       network=Critics((MultiPeriod(), MultiBand()), peak=0.8),
       feature_weight=2.0,
@@ -77,4 +93,10 @@ def khz44() -> Recipe:
   return _published("44khz")
 
 
-RECIPES = {"nano": nano, "24khz": khz24, "32khz": khz32, "44khz": khz44}
+RECIPES = {
+  "nano": nano,
+  "speech-nano": speech_nano,
+  "24khz": khz24,
+  "32khz": khz32,
+  "44khz": khz44,
+}

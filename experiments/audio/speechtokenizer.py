@@ -4,6 +4,7 @@
 
 Lab record
   nano          synthesised tones at 16 kHz with a made-up teacher of their units, 2 CPU cores
+  speech-nano   of the survey's benchmark: one speaker, minutes on a GPU; no teacher
   librispeech   the published configuration, 3 s of LibriSpeech; HuBERT's features (its hidden
                 states' mean) lie beside each NAME.flac as NAME.teacher.npy
 
@@ -11,6 +12,8 @@ What distillation does is measured with DM-Codec, whose model is the same: tokzo
 
 The schedule's numbers are not checked against the authors' own.
 """
+
+import dataclasses
 
 from tokzoo.data.packaged import sound_crops
 from tokzoo.data.sources.tones import TEACHER_DIM
@@ -20,7 +23,7 @@ from tokzoo.nn.sound_critics import MSSTFT, Critics, MultiPeriod, MultiScale
 from tokzoo.tokenizers.audio.speechtokenizer import PRESETS, Config
 from tokzoo.train import Evaluator, Optimizer, Recipe
 from tokzoo.train.sound import Distillation, SoundAdversary, SoundReconstruction
-from tokzoo.train.sound_recipes import at_scale
+from tokzoo.train.sound_recipes import at_scale, speech
 
 SYSTEM = "speechtokenizer"
 
@@ -40,6 +43,15 @@ SMALL = Config(
   reset_below=0.2,
 )
 """Hop 320: 50 frames a second, the teacher's rate, of 6 bits a codebook."""
+
+
+SPEECH = dataclasses.replace(
+  SMALL,
+  net=dataclasses.replace(SMALL.net, filters=16, dim=64),
+  num_codebooks=8,
+  num_codes=256,
+)
+"""0.4 to 3.2 kbps."""
 
 
 def nano() -> Recipe:
@@ -67,6 +79,11 @@ def nano() -> Recipe:
     },
     save_every=200,
   )
+
+
+def speech_nano() -> Recipe:
+  """Seconds of speech, without critics and without a teacher, whose features the prompts lack."""
+  return speech(SYSTEM, SPEECH, {"commitment": 1.0})
 
 
 def librispeech() -> Recipe:
@@ -102,4 +119,4 @@ def librispeech() -> Recipe:
   )
 
 
-RECIPES = {"nano": nano, "librispeech": librispeech}
+RECIPES = {"nano": nano, "speech-nano": speech_nano, "librispeech": librispeech}

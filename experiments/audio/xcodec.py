@@ -4,6 +4,7 @@
 
 Lab record
   nano          synthesised tones at 16 kHz, 2 CPU cores
+  speech-nano   of the survey's benchmark: one speaker, minutes on a GPU
   librispeech   the published network with DAC's objective; the authors' own weights of the losses
                 and their semantic reconstruction are not here
 
@@ -18,7 +19,7 @@ from tokzoo.nn.sound_critics import MSSTFT, Critics, MultiPeriod
 from tokzoo.tokenizers.audio.xcodec import PRESETS, Config
 from tokzoo.train import Optimizer, Recipe
 from tokzoo.train.sound import SoundAdversary, SoundReconstruction
-from tokzoo.train.sound_recipes import at_scale, small
+from tokzoo.train.sound_recipes import at_scale, small, speech
 
 SYSTEM = "xcodec"
 
@@ -51,9 +52,23 @@ SMALL = Config(
 """Hop 160: 100 frames a second of 6 bits a codebook; an untrained HuBERT."""
 
 
+SPEECH = dataclasses.replace(
+  SMALL,
+  net=dataclasses.replace(SMALL.net, encoder_dim=16, latent_dim=32, decoder_dim=128),
+  num_codebooks=8,
+  num_codes=256,
+  bandwidths_kbps=(0.8, 1.6, 3.2, 6.4),
+)
+
+
 def nano() -> Recipe:
   """Half-second crops, spectra and waves, without critics."""
   return small(SYSTEM, SMALL, {"commitment": 1.0})
+
+
+def speech_nano() -> Recipe:
+  """Seconds of speech, without critics."""
+  return speech(SYSTEM, SPEECH, {"commitment": 1.0})
 
 
 def librispeech() -> Recipe:
@@ -82,4 +97,4 @@ def librispeech() -> Recipe:
   )
 
 
-RECIPES = {"nano": nano, "librispeech": librispeech}
+RECIPES = {"nano": nano, "speech-nano": speech_nano, "librispeech": librispeech}

@@ -216,11 +216,13 @@ def _through(codec: PretrainedCodec, wave: np.ndarray, codebooks: int | None) ->
   )
 
 
-def judged(wave: np.ndarray, made: np.ndarray, rate_hz: int) -> dict[str, float | None]:
+def judged(
+  wave: np.ndarray, made: np.ndarray, rate_hz: int, with_dnsmos: bool = True
+) -> dict[str, float | None]:
   """The metrics of a reconstruction float32[T, C]; None: not computed.
 
   Ratios and mel distance are of all channels; the perceptual ones, which are of one, of their
-  mean, PESQ and DNSMOS at 16 kHz.
+  mean, PESQ and DNSMOS at 16 kHz; DNSMOS, which takes seconds, only if `with_dnsmos`.
   """
   pair = jnp.asarray(wave)[None], jnp.asarray(made)[None]
   one, other = wave.mean(1), made.mean(1)
@@ -229,7 +231,7 @@ def judged(wave: np.ndarray, made: np.ndarray, rate_hz: int) -> dict[str, float 
   ]
   original, ours = (
     None if found is None else found["overall"]
-    for found in (metrics.dnsmos(sound) for sound in at_16khz)
+    for found in (metrics.dnsmos(s) if with_dnsmos else None for s in at_16khz)
   )
   return {
     "si_sdr_db": _finite(si_sdr(*pair)[0]),

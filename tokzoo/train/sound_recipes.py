@@ -1,4 +1,5 @@
-"""What the recipes of the codecs share: a small one on tones, and the frame of a published one."""
+"""What the recipes of the codecs share: small ones on tones and on speech, and the frame of a
+published one."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,6 +11,9 @@ from tokzoo.train.recipe import Evaluator, MeshShape, Optimizer, Recipe
 from tokzoo.train.sound import SoundReconstruction
 
 _RATE = 16_000
+
+PROMPTS = "speech-prompts"
+"""The source of real speech."""
 
 
 def small(system: str, model: Any, weights: Mapping[str, float]) -> Recipe:
@@ -38,6 +42,39 @@ def small(system: str, model: Any, weights: Mapping[str, float]) -> Recipe:
     optimizers={"model": optimizer},
     evaluators={"held_out": held_out},
     save_every=200,
+  )
+
+
+def speech(system: str, model: Any, weights: Mapping[str, float]) -> Recipe:
+  """Seconds of the speech prompts at 16 kHz, spectra and waves, without critics.
+
+  For the benchmark of the survey: minutes on a GPU. The wave's weight makes its loss about as
+  large as that of the seven spectra.
+
+  Args:
+    system: its slug.
+    model: config of a codec at 16 kHz.
+    weights: of the quantizer's losses.
+  """
+  optimizer = Optimizer(peak_lr=1e-3, warmup_steps=100, b1=0.8, b2=0.99, clip_norm=10.0)
+  data = sound_crops("train", _RATE, 1.0, PROMPTS)
+  return Recipe(
+    system=system,
+    name="speech-nano",
+    task=SoundReconstruction(
+      model=model,
+      l1=50.0,
+      mel=spectral.dac(_RATE),
+      mel_weight=1.0,
+      weights=dict(weights),
+    ),
+    data=dataclasses.replace(data, threads=4),
+    batch_size=16,
+    steps=2_500,
+    optimizers={"model": optimizer},
+    evaluators={"held_out": Evaluator(data=sound_crops("test", _RATE, 1.0, PROMPTS))},
+    save_every=2_500,
+    log_every=100,
   )
 
 
