@@ -21,6 +21,7 @@ from tokzoo.data.sources.tokens import TokenSource, read_manifest
 from tokzoo.errors import TokzooError
 from tokzoo.generators.llamagen import Config as LlamaGen
 from tokzoo.hub import PretrainedCodec
+from tokzoo.hub import codec as codecs
 from tokzoo.train.tasks import Generation
 
 RATE = 2_000
@@ -151,6 +152,18 @@ def test_all_of_every_sound_in_pieces(codec, tmp_path, command):
   found = [source[index]["ids"] for index in range(4)]
   np.testing.assert_array_equal(np.stack(found[:3]), model.encode(padded).ids)
   assert found[3].shape == (125, 4)
+
+
+def test_long_records_are_coded_in_chunks_on_all_devices(codec, tmp_path, monkeypatch):
+  data, model = dataclasses.replace(TONES, crop="none", seconds=0.5), tokzoo.load(codec)
+  encode_dataset(data, model, tmp_path / "whole", codebooks=2)
+  monkeypatch.setattr(codecs, "CHUNK_S", 0.1)
+  encode_dataset(data, tokzoo.load(codec), tmp_path / "chunks", codebooks=2)
+  whole, chunks = (
+    TokenSource(str(tmp_path / name), "test") for name in ("whole", "chunks")
+  )
+  for index in range(4):
+    np.testing.assert_array_equal(whole[index]["ids"], chunks[index]["ids"])
 
 
 def test_scales_are_kept(tmp_path):
