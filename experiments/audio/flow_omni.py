@@ -358,7 +358,7 @@ def _compared(frames: Float[np.ndarray, "B T m"], seed: int) -> Compared:
 
 
 _SEQUENCES = 32
-_LM_STEPS = 3_000
+_LM_STEPS = 2_000
 _HELD_OUT = 100
 """Sequences."""
 
