@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tokzoo.cli.experiments import load_experiment
 from tokzoo.errors import TokzooError
 from tokzoo.generators.flow_omni import PAD, Config
 from tokzoo.generators.heads import CodesHead, FlowHead
@@ -174,3 +175,43 @@ def test_what_is_refused(variables):
     MODEL.apply(variables, FRAMES, TEXT[:, :3], None, method=MODEL.states)
   with pytest.raises(TokzooError, match="give `text` or `features`"):
     MODEL.apply(variables, jax.random.key(0), {}, method=MODEL.sample)
+
+
+def test_both_heads_are_compared_at_equal_size():
+  """The setting of the claims says how many parameters either model has."""
+  flow_omni = load_experiment("flow-omni")
+  sizes = {}
+  for is_discrete in (False, True):
+    said = jnp.zeros((1, 2, 4), jnp.int32) if is_discrete else jnp.zeros((1, 2, 20))
+    task = flow_omni._Speaking(flow_omni.Speaker(is_discrete))
+    like = jax.eval_shape(task.init, jax.random.key(0), {"said": said})
+    sizes[is_discrete] = sum(leaf.size for leaf in jax.tree.leaves(like))
+  assert abs(sizes[True] / sizes[False] - 1) < 0.01
+  setting = flow_omni.CLAIMS[2].setting
+  assert all(f"{size:,}" in setting for size in sizes.values())
+
+
+def test_the_energy_score_is_lowest_for_the_right_distribution():
+  flow_omni, rng = load_experiment("flow-omni"), np.random.default_rng(0)
+  data = rng.normal(size=(4_000, 3)).astype(np.float32)
+  scores = [
+    flow_omni.energy_score(
+      (shift + width * rng.normal(size=(4, 4_000, 3))).astype(np.float32), data
+    )
+    for shift, width in ((0, 1), (0, 0.6), (0, 1.6), (0.5, 1))
+  ]
+  assert scores[0] == min(scores) and sorted(scores)[1] > scores[0] + 0.02
+
+
+def test_the_codec_of_the_claims_quantizes():
+  """Each level takes away error, and ids decode to what they are of."""
+  flow_omni, rng = load_experiment("flow-omni"), np.random.default_rng(0)
+  frames = rng.normal(size=(20, 50, 20)).astype(np.float32)
+  codec = flow_omni.Codec.of(frames.reshape(-1, 20), 0)
+  ids = codec.encode(frames)
+  assert ids.shape == (20, 50, 4) and ids.min() >= 0 and ids.max() < 64
+  errors = [
+    np.square(flow_omni.Codec(codec.books[:q]).decode(ids[..., :q]) - frames).mean()
+    for q in (1, 2, 3, 4)
+  ]
+  assert all(b < 0.9 * a for a, b in zip([1.0, *errors], errors, strict=False))
