@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from experiments.image import karl as experiment
@@ -280,6 +281,44 @@ def test_halting_losses_by_hand():
   raw = np.array([0.2, 0.2, 0.2, 0.2 * 0.99, 0.2 * 0.99])
   np.testing.assert_allclose(shares[:5], raw / raw.sum(), rtol=1e-6)
   assert np.asarray(shares[5:]).sum() == 0 and len(shares) == len(ERRORS)
+
+
+def test_halting_learns_how_many_tokens_an_error_stands_for():
+  """Second passes alone, with errors that 4, 8 and 16 of 16 tokens are said to have reached."""
+  config = dataclasses.replace(
+    CONFIGS["karl-pixels"], num_tokens=16, max_tokens=16, quantizer="none"
+  )
+  task, module = Finetuning(model=config, critics=None), config.build()
+  reached = {0.3: 4, 0.12: 8, 0.04: 16}
+  optimizer = optax.adam(5e-3)
+
+  def loss(params, error, length):
+    def run(module):
+      glance = module.base.look(IMAGE)
+      errors = jnp.full(len(IMAGE), error)
+      return task.tokenize(module, IMAGE, glance, errors, length)[1]
+
+    terms = module.apply({"params": params}, method=run)
+    return sum(terms.values())
+
+  @jax.jit
+  def train(params):
+    def step(carry, turn):
+      params, state = carry
+      change, state = optimizer.update(jax.grad(loss)(params, *turn), state)
+      return (optax.apply_updates(params, change), state), None
+
+    turns = [jnp.tile(jnp.asarray(list(each)), 100) for each in zip(*reached.items())]
+    return jax.lax.scan(step, (params, optimizer.init(params)), tuple(turns))[0][0]
+
+  with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer
+    params = train(module.init(jax.random.key(0), IMAGE)["params"])
+  encode = jax.jit(
+    lambda p, e: module.apply({"params": p}, IMAGE, error=e, method="encode")
+  )
+  for error, length in reached.items():
+    counts = np.asarray(encode(params, jnp.float32(error)).mask).sum(1)
+    assert (3 * np.abs(counts - length) <= length).all(), (error, counts)
 
 
 def test_critics_take_turns():

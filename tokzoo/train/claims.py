@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from tokzoo.contract import Task, Variables
+from tokzoo.data import DataConfig, loader
 from tokzoo.train.state import given_by
 
 Numbers = Mapping[str, float]
@@ -75,6 +76,32 @@ def judge(claim: Claim, say: Callable[[str], None] = lambda text: None) -> Verdi
     told = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
     say(f"seed {seed}: {told}: {'holds' if held[seed] else 'does not hold'}")
   return Verdict(claim, numbers, held)
+
+
+def rows(
+  arrays: Mapping[str, np.ndarray], batch: int, seed: int
+) -> Iterator[Mapping[str, Any]]:
+  """An endless stream of random rows of arrays in memory."""
+  rng = np.random.default_rng(seed)
+  count = len(next(iter(arrays.values())))
+  while True:
+    chosen = rng.integers(count, size=batch)
+    yield {name: values[chosen] for name, values in arrays.items()}
+
+
+def kept_rows(
+  data: DataConfig, count: int, batch: int, seed: int
+) -> Iterator[Mapping[str, Any]]:
+  """An endless stream of random rows of the first `count` records (about) of a shuffled pass.
+
+  The pipeline makes some ten thousand small crops a second and core, which a small model on an
+  accelerator outruns; these are made once, and kept.
+  """
+  each = min(count, 256)
+  stream = loader(data, each, seed)
+  first = [dict(next(stream)) for _ in range(-(-count // each))]
+  arrays = {name: np.concatenate([part[name] for part in first]) for name in first[0]}
+  return rows(arrays, batch, seed)
 
 
 def fit(
