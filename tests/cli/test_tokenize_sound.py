@@ -22,6 +22,7 @@ from tokzoo.errors import TokzooError
 from tokzoo.generators.llamagen import Config as LlamaGen
 from tokzoo.hub import PretrainedCodec
 from tokzoo.hub import codec as codecs
+from tokzoo.tokens import Tokens
 from tokzoo.train.tasks import Generation
 
 RATE = 2_000
@@ -179,10 +180,35 @@ def test_scales_are_kept(tmp_path):
   np.testing.assert_allclose(record["scale"], wanted.scale[0], rtol=1e-6)
 
 
-def test_a_generator_learns_them_and_sounds(straight, codec, tmp_path, command):
-  run, model = tmp_path / "run", LlamaGen(
-    grid=4, vocab=16, width=16, layers=1, heads=2, num_classes=3, multiple_of=8
-  )  # fmt: skip
+def test_flat_records_are_the_same_codes(codec, tmp_path):
+  data, model = dataclasses.replace(TONES, seconds=0.032), tokzoo.load(codec)
+  encode_dataset(data, model, tmp_path / "flat", codebooks=2, is_flat=True)
+  encode_dataset(data, model, tmp_path / "levels", codebooks=2)
+  flat, levels = (
+    TokenSource(str(tmp_path / name), "test") for name in ("flat", "levels")
+  )
+  assert flat.layout["vocab"] == 32 and flat.layout["grid"] == [16]
+  row, ids = flat[3]["ids"], levels[3]["ids"]
+  assert ids.shape == (8, 2) and row.shape == (16,)
+  np.testing.assert_array_equal(row[0::2], ids[:, 0])
+  np.testing.assert_array_equal(row[1::2], 16 + ids[:, 1])
+  rows = (
+    Tokens.from_ids(row[None], 32, origin=model.origin),
+    Tokens.from_ids(ids[None], 16, origin=model.origin),
+  )
+  np.testing.assert_array_equal(*(model.decode(each) for each in rows))
+  with pytest.raises(TokzooError, match="3 ids of 32 are not whole frames"):
+    model.decode(Tokens.from_ids(row[None, :3], 32, origin=model.origin))
+
+
+@pytest.mark.parametrize("codebooks", [1, 2])
+def test_a_generator_learns_them_and_sounds(codec, tmp_path, command, codebooks):
+  """Sixteen frames of one code, or eight of two."""
+  straight, run = tmp_path / "records", tmp_path / "run"
+  data = dataclasses.replace(TONES, seconds=0.064 / codebooks)
+  encode_dataset(data, tokzoo.load(codec), straight, codebooks=codebooks, is_flat=True)
+  sizes = {"width": 16, "layers": 1, "heads": 2, "num_classes": 3, "multiple_of": 8}
+  model = LlamaGen(grid=4, vocab=16 * codebooks, **sizes)
   nano = load_experiment("llamagen").RECIPES["nano"]()
   recipe = dataclasses.replace(
     nano,
@@ -208,14 +234,14 @@ def test_a_generator_learns_them_and_sounds(straight, codec, tmp_path, command):
   assert isinstance(loaded.tokenizer, PretrainedCodec)
   tokens = loaded.sample(np.array([0, 2]), seed=1)
   assert tokens.ids.shape == (2, 16)
-  assert loaded.tokenizer.decode(tokens).shape == (2, 128, 1)
+  assert loaded.tokenizer.decode(tokens).shape == (2, 128 // codebooks, 1)
   out = tmp_path / "said"
   said = ("--tokenizer", codec, "--label", 2, "--num", 2, "--out", out, "--json")
   done = command("generate", run, *said)
   assert done.code == 0, done.err
-  assert json.loads(done.out)["seconds"] == 0.064
+  assert json.loads(done.out)["seconds"] == 0.064 / codebooks
   wave, rate = soundfile.read(out / "class-2" / "0001.wav")
-  assert (rate, len(wave)) == (RATE, 128)
+  assert (rate, len(wave)) == (RATE, 128 // codebooks)
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,9 @@ class TokenizeDataset:
   """Length of a record of sound; without, sounds are taken whole and must be of one length."""
   kbps: float | None = None
   """Bit rate of a codec of sound, which says how many codebooks are kept; the highest by default."""
+  flat: bool = False
+  """Write the codes of a frame one after the other, each level's ids in a range of its own, as
+  generators of one row of ids read them; else records of several codebooks are ids [L, Q]."""
   skip_bad: bool = False
   """Leave out files that cannot be decoded, naming them."""
   batch_size: int | None = None
@@ -119,6 +122,7 @@ def tokenize_dataset(what: TokenizeDataset) -> None:
       what.records_per_shard,
       progress,
       codebooks,
+      what.flat,
     )
   told: dict[str, Any] = {
     "out": what.out,
@@ -140,7 +144,13 @@ def tokenize_dataset(what: TokenizeDataset) -> None:
 
 def _of_pictures(what: TokenizeDataset, tokenizer: PretrainedTokenizer) -> DataConfig:
   """The pictures, as the tokenizer takes them."""
-  require_none(what.tokenizer, "pictures", seconds=what.seconds, kbps=what.kbps)
+  require_none(
+    what.tokenizer,
+    "pictures",
+    seconds=what.seconds,
+    kbps=what.kbps,
+    flat=what.flat or None,
+  )
   return DataConfig(
     source=guess_source(what.data),
     split=what.split,

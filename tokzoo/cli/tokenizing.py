@@ -22,6 +22,7 @@ from tokzoo.data.token_shards import (
 from tokzoo.errors import TokzooError
 from tokzoo.files import write_atomic
 from tokzoo.hub import PretrainedCodec, PretrainedTokenizer
+from tokzoo.tokenizers.audio.waves import flat
 from tokzoo.tokens import Origin, Tokens
 from tokzoo.train import Recipe
 from tokzoo.version import code_version
@@ -54,6 +55,7 @@ def encode_dataset(
   records_per_shard: int = RECORDS_PER_SHARD,
   progress: Callable[[int, int], None] | None = None,
   codebooks: int | None = None,
+  is_flat: bool = False,
 ) -> Encoded:
   """Writes the tokens (and labels) of a data set, `data.repeat` views of each record.
 
@@ -72,6 +74,7 @@ def encode_dataset(
     records_per_shard: of each file.
     progress: called with the records that this process has made and those that it has to.
     codebooks: of a codec of sound, how many to keep; None: all.
+    is_flat: write the frames of several codebooks as one row of ids (`waves.flat`).
 
   Raises:
     TokzooError: data that cannot be read or does not fit, a folder that is not writable or
@@ -87,13 +90,14 @@ def encode_dataset(
     records_per_shard=records_per_shard,
     made_by=code_version(),
     codebooks=codebooks,
+    is_flat=is_flat,
   )
   shards = TokenShards(out, header)
   missing = shards.missing(jax.process_index(), jax.process_count())
   total = sum(len(shards.views(shard)) for shard in missing)
   spread = tokenizer.spread(jax.local_devices())
   medium = "audio" if isinstance(tokenizer, PretrainedCodec) else "image"
-  encode = functools.partial(_encode, spread, medium, codebooks)
+  encode = functools.partial(_encode, spread, medium, codebooks, is_flat)
   batch_size = batch_size or BATCH[medium]
   made, begin = 0, time.monotonic()
 
@@ -116,6 +120,7 @@ def _encode(
   tokenizer: PretrainedTokenizer | PretrainedCodec,
   medium: str,
   codebooks: int | None,
+  is_flat: bool,
   batch: Mapping[str, np.ndarray],
 ) -> Tokens:
   """The tokens of a batch.
@@ -132,9 +137,15 @@ def _encode(
   if isinstance(tokenizer, PretrainedTokenizer):
     return tokenizer.encode(batch[medium])
   tokens = tokenizer.encode(batch[medium], codebooks)
-  if tokens.ids is not None and tokens.ids.ndim == 3 and tokens.ids.shape[2] == 1:
-    tokens = tokens.replace(ids=tokens.ids[..., 0])
-  return tokens
+  ids, vocab = tokens.ids, tokens.vocab
+  if ids is None or vocab is None or ids.ndim == 2:
+    return tokens
+  if ids.shape[2] == 1:
+    return tokens.replace(ids=ids[..., 0])
+  if not is_flat:
+    return tokens
+  levels, row = ids.shape[2], flat(ids, vocab)
+  return tokens.replace(ids=row, vocab=levels * vocab, grid=(row.shape[1],))
 
 
 def _encoded(

@@ -38,7 +38,7 @@ from tokzoo.tokens import Origin, Tokens
 
 HEADER = "encoding.json"
 RECORDS_PER_SHARD = 16_384
-_IDENTITY = ("origin", "data", "codebooks", "records", "records_per_shard")
+_IDENTITY = ("origin", "data", "codebooks", "flat", "records", "records_per_shard")
 """What must agree for an encoding to be continued."""
 
 Rows = Mapping[str, np.ndarray]
@@ -57,6 +57,7 @@ class Header:
   records_per_shard:  the last shard may have fewer
   made_by:            the version of tokzoo
   codebooks:          of a codec of sound, how many are kept; None: all
+  is_flat:            its frames of codes are one row of ids
   """
 
   origin: Origin
@@ -67,6 +68,7 @@ class Header:
   records_per_shard: int
   made_by: str
   codebooks: int | None = None
+  is_flat: bool = False
 
   @property
   def num_shards(self) -> int:
@@ -85,6 +87,7 @@ class Header:
       "records_per_shard": self.records_per_shard,
       "made_by": self.made_by,
       **({} if self.codebooks is None else {"codebooks": self.codebooks}),
+      **({"flat": True} if self.is_flat else {}),
     }
 
 

@@ -26,6 +26,7 @@ from jaxtyping import Float
 
 from tokzoo.errors import TokzooError
 from tokzoo.hub.pretrained import Pretrained
+from tokzoo.tokenizers.audio.waves import from_flat
 from tokzoo.tokens import Origin, Tokens
 from tokzoo.train import MeshShape, make_mesh
 from tokzoo.train.mesh import ambient, batch_sharding, replicated
@@ -143,7 +144,8 @@ class PretrainedCodec(Pretrained):
     """Tokens to sound, float32 in [-1, 1] (clipped).
 
     Args:
-      tokens: made by this very codec.
+      tokens: made by this very codec; ids [B, L, Q], [B, L] of a single codebook, or flat
+        (`tokzoo.tokenizers.audio.waves.flat`), as a generator makes them.
       samples: cut, or filled up with silence, to so many; None: what the codec gives.
       seed: of codecs that decode with noise (SNAC).
 
@@ -162,8 +164,12 @@ class PretrainedCodec(Pretrained):
     """As `decode`, of one sound (B = 1), piece by piece."""
     tokens.check().require_origin(self.origin)
     plain = tokens.replace(origin=None)
-    if plain.ids is not None and plain.ids.ndim == 2:  # of a single codebook
-      plain = plain.replace(ids=plain.ids[..., None], grid=(plain.length,))
+    if plain.ids is not None and plain.ids.ndim == 2:  # one row of ids
+      codes, vocab = self.config.num_codes, plain.vocab or 0
+      ids = (
+        from_flat(plain.ids, vocab, codes) if vocab > codes else plain.ids[..., None]
+      )
+      plain = plain.replace(ids=ids, vocab=min(vocab, codes), grid=(ids.shape[1],))
     rng, config = jax.random.key(seed), self.config
     left = samples
     for piece in self._decoded(plain, rng):

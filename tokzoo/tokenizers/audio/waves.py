@@ -105,6 +105,31 @@ def read_ids(
   return ids
 
 
+def flat(ids: Int[Array, "B L Q"], num_codes: int) -> Int[Array, "B L*Q"]:
+  """Frames of Q codes as one row, code after code, level q in the range q K to (q + 1) K - 1:
+  what a generator of one row of ids reads (the flattening of Copet et al., arXiv 2306.05284)."""
+  levels = jnp.arange(ids.shape[2], dtype=ids.dtype) * num_codes
+  return (ids + levels[None, None]).reshape(len(ids), -1)
+
+
+def from_flat(
+  ids: Int[Array, "B N"], vocab: int, num_codes: int
+) -> Int[Array, "B L Q"]:
+  """The inverse of `flat`, Q from the vocabulary. A generator may draw an id of another level:
+  its place within its own range counts.
+
+  Raises:
+    TokzooError: a vocabulary that is not of whole levels, or a frame that is not whole.
+  """
+  levels = vocab // num_codes
+  if vocab % num_codes or ids.shape[1] % levels:
+    raise TokzooError(
+      f"{ids.shape[1]} ids of {vocab} are not whole frames of levels of {num_codes} codes: "
+      "they are not of this codec."
+    )
+  return ids.reshape(len(ids), -1, levels) % num_codes
+
+
 def possible_rates(
   num_codebooks: int, num_codes: int, frame_rate_hz: float
 ) -> dict[float, int]:
