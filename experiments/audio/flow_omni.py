@@ -15,7 +15,7 @@ measured is the mechanism (its sheet, section 5), on toys.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -38,7 +38,7 @@ from tokzoo.nn.rotary import Rotary, axis_angles
 from tokzoo.quantizers.codebook import nearest
 from tokzoo.quantizers.kmeans import first_means, kmeans
 from tokzoo.train import Evaluator, Optimizer, Recipe
-from tokzoo.train.claims import Claim, Numbers, fit
+from tokzoo.train.claims import Claim, Numbers, fit, rows
 from tokzoo.train.tasks import Generation
 
 SYSTEM = "flow-omni"
@@ -342,16 +342,15 @@ def _compared(frames: Float[np.ndarray, "B T m"], seed: int) -> Compared:
   """Both models, trained on sequences of frames."""
   codec = Codec.of(_rows(frames), seed)
   said = {True: codec.encode(frames), False: frames}
-
-  def batches(data: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
-    draw = np.random.default_rng(seed)
-    while True:
-      yield {"said": data[draw.integers(len(data), size=_SEQUENCES)]}
-
   return Compared(
     codec,
     {
-      kind: fit(_Speaking(Speaker(kind)), batches(said[kind]), _LM_STEPS, seed)
+      kind: fit(
+        _Speaking(Speaker(kind)),
+        rows({"said": said[kind]}, _SEQUENCES, seed),
+        _LM_STEPS,
+        seed,
+      )
       for kind in (True, False)
     },
   )
@@ -405,8 +404,8 @@ def _data(source: str) -> dict[str, Float[np.ndarray, "B T m"]]:
     parts["higher"] = _tones("test", 1.5)
   else:
     parts = {split: _prompts(split) for split in ("train", "test")}
-  rows = _rows(parts["train"])
-  mean, deviation = rows.mean(0), rows.std(0)
+  every = _rows(parts["train"])
+  mean, deviation = every.mean(0), every.std(0)
   parts = {
     name: (x - mean[None, None]) / deviation[None, None] for name, x in parts.items()
   }
