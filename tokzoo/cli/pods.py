@@ -62,7 +62,7 @@ def write_table(path: Path, system: str = "", only_missing: bool = False) -> int
   lines = {_key(line): line for line in old.strip().splitlines()[2:]}
   for topology in PODS:
     if not is_installed(topology):
-      raise missing_extra(parse(topology).chip.package, "plan", "the table of plans")
+      raise missing_extra(parse(topology).chip.packages[0], "plan", "the table of plans")
     for recipe in published(system):
       if (
         only_missing
