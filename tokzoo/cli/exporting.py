@@ -111,7 +111,7 @@ def restore_run(file: str | Path, out: Path) -> int:
     "data": state_after(step),
   }
   with contextlib.closing(Checkpoints(out / "checkpoints")) as checkpoints:
-    checkpoints.save(state, about)
+    checkpoints.save(step, state, about)
     checkpoints.settle()
   return step
 

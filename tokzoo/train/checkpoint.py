@@ -10,6 +10,10 @@ Orbax writes beside and renames, so a killed save leaves nothing that looks whol
 cannot see, a truncated or changed file, shows in the digests (see digest.py), which are of
 the arrays as they were on the device. A new checkpoint is read back before an older one is
 deleted.
+
+On one CPU device a save is a copy of the state, made in the device's turn, and all else
+happens behind the steps. Elsewhere the loop waits until the state has left the devices, whose
+memory may not hold it twice.
 """
 
 import concurrent.futures
@@ -28,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -61,6 +66,15 @@ class Restored:
   skipped: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Copy:
+  """A state that `save` took, and what to keep with it."""
+
+  step: int
+  arrays: dict[str, jax.Array]
+  about: Mapping[str, Any]
+
+
 class Checkpoints:
   """The checkpoints of one run.
 
@@ -79,6 +93,8 @@ class Checkpoints:
     self._read_only = read_only
     self._unverified: dict[int, Mapping[str, Sequence[Any]]] = {}
     self._worker = concurrent.futures.ThreadPoolExecutor(1, "checkpoints", _step_back)
+    self._pending: _Copy | None = None
+    self._writing: tuple[int, concurrent.futures.Future[Any]] | None = None
     self._reading: concurrent.futures.Future[str | None] | None = None
     self._heard = quieten()
     self._has_failed = False
@@ -106,57 +122,123 @@ class Checkpoints:
     """Steps of the whole checkpoints, oldest first."""
     return sorted(self._manager.all_steps())
 
-  def look(self, state: TrainState) -> Looks:
-    """Sends for what `save` must know of a state, and does not wait for it."""
-    return look(named_leaves(state), state.step.sharding)
+  def warm(self, state: TrainState) -> None:
+    """Compiles what the first save asks of the device, which would hold the steps up."""
+    arrays = named_leaves(state)
+    look(arrays, state.step.sharding)
+    if _is_alone(state):
+      _copies(arrays)
 
   def save(
-    self, state: TrainState, about: Mapping[str, Any], looks: Looks | None = None
+    self,
+    step: int,
+    state: TrainState,
+    about: Mapping[str, Any],
+    drain: Callable[[], None] = lambda: None,
   ) -> None:
-    """Copies the state off the device and returns; writing goes on in the background.
+    """Takes the state as it is now; `poll` and `settle` see to the rest.
 
     Args:
-      state: of global arrays.
+      step: that the state is after.
+      state: of global arrays, which may be given to the next step when this returns.
       about: JSON values to keep with it.
-      looks: of `look`, if that was called while the device was busy.
+      drain: writes the metrics of all steps, which must be done before a checkpoint is.
 
     Raises:
       TokzooError: the state is not finite, or this or the save before could not be written.
     """
+    if self._pending is not None:
+      drain()
     self.settle()
     self._heard.take_failure()  # of another run in this process
     arrays = named_leaves(state)
-    step = int(state.step)
-    digests, bad = told(self.look(state) if looks is None else looks)
+    if _is_alone(state):
+      self._pending = _Copy(step, _copies(arrays), about)
+      return
+    looks = look(arrays, state.step.sharding)  # behind the steps in flight
+    drain()
+    layout, written = self._described(step, arrays, about, looks)
+    with self._save_errors(step):
+      # By the worker, whose low priority the threads inherit that Orbax starts.
+      self._worker.submit(self._write, step, arrays, written).result()
+    self._unverified[step] = layout
+
+  def _described(
+    self,
+    step: int,
+    arrays: Mapping[str, jax.Array],
+    about: Mapping[str, Any],
+    looks: Looks,
+  ) -> tuple[dict[str, Sequence[Any]], dict[str, Any]]:
+    """What is kept of the arrays, and all the JSON.
+
+    Raises:
+      TokzooError: one of them is not finite.
+    """
+    digests, bad = told(looks)
     if bad is not None:
       raise TokzooError(
         f"the state after step {step} is not finite ({bad}) and was not saved; "
         f"{self.intact()}: lower the learning rate, or set clip_norm."
       )
-    layout = {
+    layout: dict[str, Sequence[Any]] = {
       name: [array.dtype.name, list(array.shape), digests[name]]
       for name, array in arrays.items()
     }
     written = {"format": FORMAT, "step": step, **about, "arrays": layout}
     written["sha256"] = _sha256(written)
-    with self._save_errors(step):
-      items = ocp.args.Composite(
-        state=ocp.args.PyTreeSave(arrays), about=ocp.args.JsonSave(written)
-      )
-      # By the worker, whose low priority the threads inherit that Orbax starts.
-      self._worker.submit(self._manager.save, step, args=items, force=True).result()
-    self._unverified[step] = layout
+    return layout, written
 
-  def poll(self) -> None:
-    """Notices a save that is done, and has it read back behind the steps, without waiting.
+  def _write(
+    self, step: int, arrays: Mapping[str, jax.Array], written: Mapping[str, Any]
+  ) -> None:
+    items = ocp.args.Composite(
+      state=ocp.args.PyTreeSave(arrays), about=ocp.args.JsonSave(written)
+    )
+    self._manager.save(step, args=items, force=True)
+
+  def _begin(self) -> None:
+    """Has the copy of a state that `save` took described and written by the worker."""
+    assert self._pending is not None
+    taken, self._pending = self._pending, None
+
+    def go() -> dict[str, Sequence[Any]]:
+      looks = look(taken.arrays, taken.arrays["step"].sharding)
+      layout, written = self._described(taken.step, taken.arrays, taken.about, looks)
+      self._write(taken.step, taken.arrays, written)
+      return layout
+
+    self._writing = (taken.step, self._worker.submit(go))
+
+  def _written(self) -> None:
+    """Waits until the worker has handed a copy to Orbax."""
+    if self._writing is None:
+      return
+    (step, writing), self._writing = self._writing, None
+    with self._save_errors(step):
+      self._unverified[step] = writing.result()
+
+  def poll(self, landed: int) -> None:
+    """Begins to write what `save` took, notices when that is done, and has it read back
+    behind the steps, without waiting.
 
     Cheap: called after every step.
 
+    Args:
+      landed: the newest step whose metrics are in the log, which may not lag behind a
+        checkpoint.
+
     Raises:
-      TokzooError: the save failed, or reads back differently.
+      TokzooError: the state was not finite, the save failed, or reads back differently.
     """
     # Several processes would come here at different steps; they settle at the next save.
-    if not self._unverified or jax.process_count() > 1:
+    if jax.process_count() > 1:
+      return
+    if self._pending is not None and self._pending.step <= landed:
+      self._begin()
+    if self._writing is not None and self._writing[1].done():
+      self._written()
+    if not self._unverified:
       return
     if self._reading is None and not self._manager.is_saving_in_progress():
       (step, layout), *_ = self._unverified.items()
@@ -166,12 +248,21 @@ class Checkpoints:
     if self._reading is not None and self._reading.done():
       self.settle()
 
-  def settle(self) -> None:
+  def settle(self, landed: int | None = None) -> None:
     """Waits for the save under way, reads it back, then deletes what is too old.
 
+    Args:
+      landed: of a run that fails, the newest step that was good: what `save` took later is
+        let go.
+
     Raises:
-      TokzooError: it could not be written, or reads back differently.
+      TokzooError: the state was not finite, could not be written, or reads back differently.
     """
+    if self._pending is not None and landed is not None and landed < self._pending.step:
+      self._pending = None
+    if self._pending is not None:
+      self._begin()
+    self._written()
     for step, layout in list(self._unverified.items()):
       with self._save_errors(step):
         self._wait_for_save()
@@ -287,7 +378,7 @@ class Checkpoints:
         raise Damaged(fault)
       for name, array in arrays.items():
         # Of bfloat16 and its like NumPy knows little.
-        is_float = jax.numpy.issubdtype(array.dtype, jax.numpy.floating)
+        is_float = jnp.issubdtype(array.dtype, jnp.floating)
         if is_float and not np.isfinite(array.astype(np.float32)).all():
           raise Damaged(f"{name} is not finite")
         total += array.nbytes
@@ -351,7 +442,7 @@ class Checkpoints:
   ) -> Iterator[tuple[dict[str, np.ndarray], str | None]]:
     """Reads arrays to the host, a bounded number of bytes at a time, with their first fault."""
     sizes = {
-      name: int(np.prod(layout[name][1])) * jax.numpy.dtype(layout[name][0]).itemsize
+      name: int(np.prod(layout[name][1])) * jnp.dtype(layout[name][0]).itemsize
       for name in names
     }
     for group in _groups(sizes, _GROUP):
@@ -402,6 +493,8 @@ class Checkpoints:
     """Turns whatever went wrong with a save into one sentence."""
     try:
       yield
+    except TokzooError:  # says all
+      raise
     except Exception as error:  # Orbax and TensorStore raise many types for a full disk
       self._unverified[step] = {}
       self._has_failed = True
@@ -413,6 +506,23 @@ class Checkpoints:
         f"checkpoint {step} could not be saved ({_reason(error)}); {self.intact()}: "
         "mend the cause, for instance by freeing space, and start the run again."
       ) from error
+
+
+def _is_alone(state: TrainState) -> bool:
+  """Whether all of a state lies on one CPU device. Of several, programs that wait for each
+  other could be sent by two threads in two orders."""
+  devices = list(state.step.sharding.device_set)
+  return len(devices) == 1 and devices[0].platform == "cpu"
+
+
+def _copies(arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+  """Copies of arrays, made when it is their turn on the device; no waiting."""
+  return _copy(dict(arrays))
+
+
+@jax.jit
+def _copy(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+  return jax.tree.map(jnp.copy, arrays)
 
 
 def _step_back() -> None:

@@ -4,7 +4,7 @@ What happens at each step, and why the device never waits for the host:
 
   batch t+1 is read and put while the device computes step t, since a step returns at once
   metrics of step t are fetched when step t+2 has been sent: they are there already
-  a save copies the state off the device, and is written, read back and pruned behind it
+  a save takes the state, and is written, read back and pruned behind it
 
 A run is a function of its recipe: killed anywhere and started again, it continues from its
 newest whole checkpoint and ends in the same bits.
@@ -183,8 +183,7 @@ def _run(
   if done:
     # A kill may have come between a save and the evaluations of its step.
     watch.visit(state, done)
-  # Compiles what the first save asks, which would hold the steps up.
-  checkpoints.look(state)
+  checkpoints.warm(state)
   with stop_requests() as request:
     while done < recipe.steps and stopped_by is None:
       batch = put_batch(_next(batches, done), layout.mesh, recipe.batch_size)
@@ -192,18 +191,19 @@ def _run(
         state, metrics = step(state, batch)
       done += 1
       meter.push(done, metrics)
-      checkpoints.poll()
+      checkpoints.poll(meter.landed)
       # Hosts must leave at the same step; several agree only where a line is logged.
       if jax.process_count() == 1 or done % recipe.log_every == 0:
         stopped_by = hosts.any_name(request.name)
       if stopped_by or _due(done, recipe.save_every) or done == recipe.steps:
-        looks = checkpoints.look(state)  # behind the steps in flight
-        meter.drain()
-        checkpoints.save(state, {**about, "data": batches.get_state()}, looks)
+        kept = {**about, "data": batches.get_state()}
+        checkpoints.save(done, state, kept, meter.drain)
       if stopped_by is None and watch.is_due(done):
         meter.drain()
+        checkpoints.poll(meter.landed)
         watch.visit(state, done)
         meter.restart_clock()
+    meter.drain()
     checkpoints.settle()
   return state, stopped_by
 
@@ -223,6 +223,7 @@ class _Meter:
     self._window: list[dict[str, np.ndarray]] = []
     self._clock: float | None = None
     self._timed = 0
+    self.landed = 0
     self.last: dict[str, float] = {}
 
   def push(self, step: int, metrics: Metrics) -> None:
@@ -244,6 +245,7 @@ class _Meter:
     step, metrics = self._flying.popleft()
     values = jax.device_get(metrics)
     self._require_finite(step, values)
+    self.landed = step
     self._window.append(values)
     if self._clock is None:
       self._clock = time.perf_counter()  # from here: the first step compiled
@@ -267,7 +269,8 @@ class _Meter:
       for kind, word in (("loss", "loss"), ("grad_norm", "gradient")):
         value = float(values[metric_name(kind, player, self._players)])
         if not math.isfinite(value):
-          self._checkpoints.settle()  # so that the last good one is on disk, and known
+          # So that the last good one is on disk, and known.
+          self._checkpoints.settle(self.landed)
           also = [name for name in values if not math.isfinite(values[name])]
           raise TokzooError(
             f"step {step}: the {word} of the player {player!r} is {value} (not finite: "
