@@ -356,8 +356,8 @@ def _compared(frames: Float[np.ndarray, "B T m"], seed: int) -> Compared:
   )
 
 
-_SEQUENCES = 32
-_LM_STEPS = 2_000
+_SEQUENCES = 16
+_LM_STEPS = 1_000
 _HELD_OUT = 100
 """Sequences."""
 
