@@ -40,7 +40,10 @@ def speak(
   tokens = speaker.sample(num, seed, **settings)
   waves = speaker.decode(tokens, seed)
   rate = speaker.config.sample_rate_hz
-  pictures = [_spectrum(row) for row in np.asarray(tokens.values)]
+  pictures = [
+    _spectrum(row, round(len(wave) / speaker.config.hop))
+    for row, wave in zip(np.asarray(tokens.values), waves, strict=True)
+  ]
   is_sheet = out.suffix.lower() in PICTURES
   names = [f"{len(wave) / rate:.2f} s" for wave in waves]
   write_picture(
@@ -121,7 +124,9 @@ def speak_classes(
   emit(told, as_json, render)
 
 
-def _spectrum(frames: np.ndarray) -> np.ndarray:
-  """Normalised log mel frames [L, m] as uint8[m, L, 1], high notes at the top."""
+def _spectrum(frames: np.ndarray, spoken: int) -> np.ndarray:
+  """Normalised log mel frames [L, m] as uint8[m, L, 1], high notes at the top; white after the
+  end."""
   grey = np.clip((frames + 2) / 4, 0, 1)
+  grey[spoken:] = 1
   return np.rint(255 * grey.T[::-1, :, None]).astype(np.uint8)
