@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
 # Retrains the packaged checkpoints, or those that are named, from packaged data.
 #
-#   checkpoints/retrain.sh                       all, about a quarter of an hour on 2 CPU cores
+#   checkpoints/retrain.sh                       those of pictures, about a quarter of an hour on
+#                                                2 CPU cores
 #   checkpoints/retrain.sh instella-photos-nano  one
+#   checkpoints/retrain.sh encodec-speech-nano   minutes on a GPU; the speech prompts come by apt
+#                                                (pip install "tokzoo[audio,g722]")
 #
 # Afterwards catalog.toml needs the new SHA-256 values, which are printed at the end.
 set -euo pipefail
@@ -17,10 +20,15 @@ retrain() {  # name, system, then what tokzoo train takes
   local name="$1" system="$2"
   shift 2
   tokzoo train "$system" --out "$runs/$name" "$@"
-  tokzoo export "$runs/$name" --out "checkpoints/$name.safetensors" --weights-licence Apache-2.0
+  tokzoo export "$runs/$name" --out "checkpoints/$name.safetensors" --weights-licence "$licence"
+}
+prompts() {  # the speech prompts in the cache, unless they are there; weights bear their licence
+  licence=CC-BY-SA-3.0
+  [ -e "${TOKZOO_CACHE:-$HOME/.cache/tokzoo}/data/speech-prompts" ] || tokzoo data prepare speech-prompts
 }
 digits=checkpoints/instella-digits-nano.safetensors
 for name in "${names[@]}"; do
+  licence=Apache-2.0
   case "$name" in
     instella-photos-nano) retrain "$name" instella-t2i --recipe nano --steps 4000 --save-every 1000 ;;
     instella-digits-nano) retrain "$name" instella-t2i --recipe nano-digits --steps 6000 --save-every 2000 ;;
@@ -29,6 +37,7 @@ for name in "${names[@]}"; do
     llamagen-digits-nano) retrain "$name" maskgit --recipe nano-tokenizer ;;
     maskgit-vqgan-photos-nano)
       retrain "$name" maskgit-vqgan --recipe nano --steps 2000 --save-every 1000 ;;
+    encodec-speech-nano) prompts; retrain "$name" encodec --recipe speech-nano ;;
     *) echo "retrain.sh: no packaged checkpoint is called $name." >&2; exit 2 ;;
   esac
 done

@@ -4,7 +4,7 @@
 
 Lab record
   nano                     synthesised tones at 16 kHz, 4 codebooks of 64 codes, 2 CPU cores
-  speech-nano              of the survey's benchmark: one speaker, minutes on a GPU
+  speech-nano              of the survey's benchmark: one speaker, 2 CPU cores
   16khz, 24khz, 44khz      the published configurations (conf/final/*.yml): 0.38 s crops; their
                            training data is not public as a set: any folder of audio
 
@@ -49,7 +49,7 @@ def nano() -> Recipe:
 
 
 def speech_nano() -> Recipe:
-  """Seconds of speech, without critics."""
+  """Half seconds of speech, without critics."""
   return speech(SYSTEM, SPEECH, _VQ)
 
 

@@ -3,10 +3,10 @@
   tokzoo train experiments/audio/mimi.py --recipe nano
 
 Lab record
-  nano        synthesised tones at 16 kHz, 2 CPU cores
-  speech-nano   of the survey's benchmark: one speaker, minutes on a GPU; no teacher
-  published   the published configuration; its data (7 million hours) is not public, and the
-              distillation of WavLM needs a teacher's features in the batches
+  nano           synthesised tones at 16 kHz, 2 CPU cores
+  speech-nano    of the survey's benchmark: one speaker, 2 CPU cores; no teacher
+  published      the published configuration; its data (7 million hours) is not public, and the
+                 distillation of WavLM needs a teacher's features in the batches
 
 The schedule's numbers are not checked against the authors' own.
 """
@@ -53,7 +53,7 @@ def nano() -> Recipe:
 
 
 def speech_nano() -> Recipe:
-  """Seconds of speech, without critics."""
+  """Half seconds of speech, without critics."""
   return speech(SYSTEM, SPEECH, {"commitment": 1.0})
 
 

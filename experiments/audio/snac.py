@@ -4,7 +4,7 @@
 
 Lab record
   nano                  synthesised tones at 16 kHz, 2 CPU cores
-  speech-nano           of the survey's benchmark: one speaker, minutes on a GPU
+  speech-nano           of the survey's benchmark: one speaker, 2 CPU cores
   24khz, 32khz, 44khz   the published configurations, with DAC's objective; the authors published
                         neither training code nor data: any folder of audio
 
@@ -46,7 +46,7 @@ def nano() -> Recipe:
 
 
 def speech_nano() -> Recipe:
-  """Seconds of speech, without critics."""
+  """Half seconds of speech, without critics."""
   return speech(SYSTEM, SPEECH, _VQ)
 
 

@@ -4,7 +4,7 @@
 
 Lab record
   nano          synthesised tones at 16 kHz with a made-up teacher of their units, 2 CPU cores
-  speech-nano   of the survey's benchmark: one speaker, minutes on a GPU; no teacher
+  speech-nano   of the survey's benchmark: one speaker, 2 CPU cores; no teacher
   librispeech   the published configuration, 3 s of LibriSpeech; HuBERT's features (its hidden
                 states' mean) lie beside each NAME.flac as NAME.teacher.npy
 
@@ -82,7 +82,7 @@ def nano() -> Recipe:
 
 
 def speech_nano() -> Recipe:
-  """Seconds of speech, without critics and without a teacher, whose features the prompts lack."""
+  """Half seconds of speech, without critics and without a teacher, whose features the prompts lack."""
   return speech(SYSTEM, SPEECH, {"commitment": 1.0})
 
 

@@ -3,13 +3,13 @@
   tokzoo train experiments/audio/wavtokenizer.py --recipe nano
 
 Lab record
-  nano     synthesised tones at 16 kHz, 2 CPU cores; after 200 steps 183 of 256 codes are in use.
-           Codes that start anew below 0.2 of 1.6 tokens a step left one in use: in the first
-           steps the latents drift away from all codes but the outermost, and two hundred steps
-           of averaging pass before the others count as dead. Below 1.0 it takes fifty.
-  speech-nano   of the survey's benchmark: one speaker, minutes on a GPU
-  75, 40   the published configurations; of the losses, the authors' mel spectrogram and their
-           three discriminators are stood for by DAC's
+  nano          synthesised tones at 16 kHz, 2 CPU cores; after 200 steps 183 of 256 codes are in use.
+                Codes that start anew below 0.2 of 1.6 tokens a step left one in use: in the first
+                steps the latents drift away from all codes but the outermost, and two hundred steps
+                of averaging pass before the others count as dead. Below 1.0 it takes fifty.
+  speech-nano   of the survey's benchmark: one speaker, 2 CPU cores
+  75, 40        the published configurations; of the losses, the authors' mel spectrogram and their
+                three discriminators are stood for by DAC's
 
 The schedule's numbers are not checked against the authors' own.
 """
@@ -51,7 +51,7 @@ def nano() -> Recipe:
 
 
 def speech_nano() -> Recipe:
-  """Seconds of speech, without critics."""
+  """Half seconds of speech, without critics."""
   return speech(SYSTEM, SPEECH, {"commitment": 1.0})
 
 

@@ -4,7 +4,7 @@
 
 Lab record
   nano          synthesised tones at 16 kHz, 2 CPU cores
-  speech-nano   of the survey's benchmark: one speaker, minutes on a GPU
+  speech-nano   of the survey's benchmark: one speaker, 2 CPU cores
   librispeech   the published network with DAC's objective; the authors' own weights of the losses
                 and their semantic reconstruction are not here
 
@@ -67,7 +67,7 @@ def nano() -> Recipe:
 
 
 def speech_nano() -> Recipe:
-  """Seconds of speech, without critics."""
+  """Half seconds of speech, without critics."""
   return speech(SYSTEM, SPEECH, {"commitment": 1.0})
 
 

@@ -91,20 +91,25 @@ def test_the_benchmark_writes_tables_and_a_figure(tmp_path, monkeypatch):
   )
   tiny = pretrained(model)
   monkeypatch.setattr(experiment, "_from_catalog", lambda say: [])
-  monkeypatch.setattr(experiment, "_trained", lambda say: [tiny])
+  monkeypatch.setattr(experiment, "_nano", lambda source, say: [tiny])
+  monkeypatch.setattr(experiment, "_source", lambda: "tones")
   monkeypatch.setattr(experiment, "_SOUNDS", 2)
   monkeypatch.setattr(metrics, "_package", lambda name: None)
   told = []
   lines = experiment.benchmark(tmp_path, told.append)
   with open(tmp_path / "benchmark.csv") as file:
     rows = list(csv.DictReader(file))
-  assert [row["codebooks"] for row in rows] == ["1", "2", "4"] and len(told) == 3
+  assert [row["codebooks"] for row in rows] == ["1", "2", "4"] and len(told) == 4
+  assert "tones stand for sounds" in told[0]
   # 250 frames a second of 4 bits.
   assert [float(row["kbps"]) for row in rows] == [1.0, 2.0, 4.0]
   assert all(row["stoi"] == "" and np.isfinite(float(row["sdr_db"])) for row in rows)
   assert (tmp_path / "rates.png").stat().st_size > 1_000
   text = "\n".join(lines)
-  assert "| tiny | 4 |" in text and "| encodec | CNN+RNN, time |" in text
+  # The first row of a codec says what it is, the others its rates.
+  assert (
+    "| CNN+RNN, time | RVQ | GAN" in text and "| tiny |  |  |  |  |  |  | 4 |" in text
+  )
   assert text.index("## Benchmark") < text.index("The survey's rows")
 
 
@@ -114,3 +119,12 @@ def test_energy_distance_is_zero_between_halves_and_not_between_modes():
   x, y = draw.normal(size=(2, 400, 2))
   assert abs(experiment.energy_distance(x, y)) < 0.02
   assert experiment.energy_distance(x, y + 3) > 1
+
+
+@pytest.mark.parametrize("quantizer, ids", [("rvq", (1, 20, 8)), ("fsq", (1, 20))])
+def test_the_ablation_quantizes_one_encoder_in_several_ways(quantizer, ids):
+  module = load_experiment("discrete-audio-tokens").AblationConfig(quantizer).build()
+  wave = jax.ShapeDtypeStruct((1, 640, 1), jnp.float32)
+  variables = jax.eval_shape(module.init, jax.random.key(0), wave)
+  output = jax.eval_shape(module.apply, variables, wave)
+  assert output.reconstruction.shape == wave.shape and output.tokens.ids.shape == ids
