@@ -9,7 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-COLOURS = ("#1f5fa8", "#c4472b", "#2f8a4c", "#8a5aa8", "#b08020", "#4d4d4d")
+COLOURS = (
+  *("#1f5fa8", "#c4472b", "#2f8a4c", "#8a5aa8", "#b08020", "#4d4d4d"),
+  *("#3aa6a6", "#d0649a"),
+)
 _INK, _GRID, _SCALE = "#222222", "#dddddd", 2
 
 
