@@ -156,6 +156,7 @@ def train(
       "waiting for data": f"{loop.data_wait:.2%}",
       "a log line": f"{1e3 * loop.log_seconds:.1f} ms",
       "a save holds up": f"{loop.save_steps:.2f} steps, median of {loop.saves}",
+      "a single step at most": f"{loop.save_longest_steps:.2f} steps",
       "and costs in all": f"{loop.save_costs_steps:.2f} steps",
       "compiling, cold": f"{report.compile_seconds['cold']:.1f} s",
       "compiling, warm": f"{report.compile_seconds['warm']:.1f} s",

@@ -83,6 +83,7 @@ class LoopReport:
   data_wait:          share of the loop's time that it waited for batches
   log_seconds:        that a log line takes
   save_steps:         how long a save holds the loop up: median, in steps
+  save_longest_steps: the longest that a single one of the steps beside its writing takes longer
   save_costs_steps:   the same with what its writing and reading back, on the same cores,
                       take from the steps beside them
   saves:              how many saves there were
@@ -95,6 +96,7 @@ class LoopReport:
   data_wait: float
   log_seconds: float
   save_steps: float
+  save_longest_steps: float
   save_costs_steps: float
   saves: int
 
@@ -239,6 +241,10 @@ def _report(
     lines = is_line[save : save + steps].sum() * line
     return float((asked[save : save + steps].sum() - lines) / usual) - steps
 
+  def longest(save: int) -> float:
+    """What the slowest of the steps after a save took longer than the usual one."""
+    return float(asked[save : save + shadow].max() / usual) - 1
+
   whole = [save for save in at_save if save + shadow <= len(asked)]
   seconds = usual + line / recipe.log_every
   return LoopReport(
@@ -250,6 +256,7 @@ def _report(
     log_seconds=line,
     # A save waits for the steps in flight; the steps after it then find nobody to wait for.
     save_steps=statistics.median(held(save, _BLOCK) for save in whole),
+    save_longest_steps=statistics.median(longest(save) for save in whole),
     save_costs_steps=statistics.median(held(save, shadow) for save in whole),
     saves=len(whole),
   )
