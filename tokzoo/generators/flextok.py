@@ -1,10 +1,11 @@
 """FlexTok's generator: a class-conditional Llama over 1 to 256 ordered tokens.
 
 Bachmann et al., "FlexTok: Resampling Images into 1D Token Sequences of Flexible Length",
-arXiv 2502.13967, stage 2. The authors' repository (apple/ml-flextok) holds no generator and
-they published no weights, so this follows the paper: the decoder-only transformer of LlamaGen
-(arXiv 2406.06525), width 64 times the layers, heads of 64 features, on a sequence instead of
-a grid.
+arXiv 2502.13967, stage 2. The authors' repository (apple/ml-flextok) holds no generator, so
+this follows the paper: the decoder-only transformer of LlamaGen (arXiv 2406.06525), width 64
+times the layers, heads of 64 features, on a sequence instead of a grid. The paper's weights are
+not published. Later ones of its authors (EPFL-VILAB/FlexAR-1B-C2I, 1.15B, and four for captions)
+are other networks, of the framework L3M, and are not read here.
 
 Sequence: [class, token 0, ..., token K - 1]; the output at a place predicts the next token.
 As every prefix of the tokens is an image, `sample(num_tokens=k)` may stop early: it costs k

@@ -60,8 +60,9 @@ class VAEConfig:
   groups: int = 32
   """Groups of every GroupNorm."""
   scale: float = 0.13025
-  """Latents are multiplied by it: SDXL's, and that of the authors' own tests with 16 channels.
-  A checkpoint says its own in config.json (`scaling_factor`)."""
+  """Latents are multiplied by it: SDXL's, and that of the authors' own tests with 16 channels
+  (of their wrapper, flextok/vae_wrapper.py @ 87d00cc, which itself sets none). A checkpoint says
+  its own in config.json (`scaling_factor`)."""
 
   @property
   def factor(self) -> int:
