@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.train.test_tasks import TOKENIZER
-from tokzoo.train.claims import Claim, fit, judge
+from tokzoo.data.packaged import photo_crops
+from tokzoo.train.claims import Claim, fit, fit_together, judge, kept_rows, rows
 from tokzoo.train.tasks import Reconstruction
+from tokzoo.weights import flatten
 
 
 def test_a_verdict_counts_the_seeds():
@@ -42,3 +44,29 @@ def test_fit_learns_from_just_so_many_batches():
   assert len(read) == 30
   made = jax.jit(TOKENIZER.build().apply)(variables, jnp.asarray(image)).reconstruction
   assert jnp.mean((made - image) ** 2) < 0.1
+
+
+def test_seeds_trained_together_are_those_trained_alone():
+  draw = np.random.default_rng(0).uniform(-1, 1, (3, 2, 4, 8, 8, 3))
+  images = draw.astype(np.float32)  # of 3 steps and 2 seeds
+  task = Reconstruction(model=TOKENIZER, distance="l2")
+  with jax.numpy_dtype_promotion("standard"):
+    together = fit_together(task, ({"image": x} for x in images), 3, (5, 7), 1e-2)
+    for place, seed in enumerate((5, 7)):
+      alone = fit(task, ({"image": x[place]} for x in images), 3, seed, 1e-2)
+      for path, leaf in flatten(alone["params"]).items():
+        found = flatten(together[seed]["params"])[path]
+        np.testing.assert_allclose(found, leaf, rtol=1e-4, atol=1e-4, err_msg=path)
+  kernels = [jax.tree.leaves(together[seed]["params"])[0] for seed in (5, 7)]
+  assert np.abs(kernels[0] - kernels[1]).max() > 1e-3
+
+
+def test_rows_in_memory_are_of_the_data_and_do_not_end():
+  arrays = {"x": np.arange(7), "twice": 2 * np.arange(7)}
+  stream = rows(arrays, 50, seed=0)
+  parts = [next(stream) for _ in range(4)]
+  assert {*np.concatenate([part["x"] for part in parts])} == {*range(7)}
+  assert all((part["twice"] == 2 * part["x"]).all() for part in parts)
+  crops = kept_rows(photo_crops("train", 8), 20, 6, seed=0)
+  seen = np.concatenate([np.asarray(next(crops)["image"]) for _ in range(30)])
+  assert seen.shape == (180, 8, 8, 3) and len(np.unique(seen, axis=0)) <= 20

@@ -5,10 +5,11 @@ Claim("PSNR rises with the number of kept tokens", source="One-D-Piece, abstract
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -118,14 +119,50 @@ def fit(
   init_rng, step_rng = jax.random.split(jax.random.key(seed))
   first = dict(next(batches))
   variables = {**jax.jit(task.init)(init_rng, first), **given_by(task)}
+  optimizer, update = _update(task, steps, peak_lr)
+  state, step = optimizer.init(variables["params"]), jax.jit(update)
+  for index in range(steps):
+    batch = first if index == 0 else dict(next(batches))
+    variables, state = step(variables, state, batch, step_rng, np.int32(index))
+  return variables
+
+
+def fit_together(
+  task: Task,
+  batches: Iterator[Mapping[str, Any]],
+  steps: int,
+  seeds: Sequence[int],
+  peak_lr: float = 2e-3,
+) -> dict[int, Variables]:
+  """`fit` for several seeds in one program: a small model leaves most of an accelerator idle.
+
+  Args:
+    batches: arrays with a first axis more, the seeds.
+  """
+  keys = jax.vmap(jax.random.split)(jnp.stack([jax.random.key(seed) for seed in seeds]))
+  first = dict(next(batches))
+  variables = dict(jax.jit(jax.vmap(task.init))(keys[:, 0], first))
+  variables |= jax.tree.map(lambda leaf: jnp.stack([leaf] * len(seeds)), given_by(task))
+  optimizer, update = _update(task, steps, peak_lr)
+  state = jax.vmap(optimizer.init)(variables["params"])
+  step = jax.jit(jax.vmap(update, in_axes=(0, 0, 0, 0, None)))
+  for index in range(steps):
+    batch = first if index == 0 else dict(next(batches))
+    variables, state = step(variables, state, batch, keys[:, 1], np.int32(index))
+  return {
+    seed: jax.tree.map(lambda leaf, i=i: leaf[i], variables)
+    for i, seed in enumerate(seeds)
+  }
+
+
+def _update(
+  task: Task, steps: int, peak_lr: float
+) -> tuple[optax.GradientTransformation, Callable[..., tuple[Variables, Any]]]:
+  """The optimizer, and one step with it; nothing of the seed is in the program."""
   schedule = optax.warmup_cosine_decay_schedule(0.0, peak_lr, steps // 20 + 1, steps)
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.99))
-  state = optimizer.init(variables["params"])
 
-  @jax.jit
-  def step(
-    variables, state, batch, rng, index
-  ):  # nothing of the seed is in the program
+  def update(variables, state, batch, rng, index):
     def loss(params):
       key = jax.random.fold_in(rng, index)
       found = task.losses({**variables, "params": params}, batch, key, index)
@@ -136,7 +173,4 @@ def fit(
     params = optax.apply_updates(variables["params"], change)
     return {**variables, **updates, "params": params}, state
 
-  for index in range(steps):
-    batch = first if index == 0 else dict(next(batches))
-    variables, state = step(variables, state, batch, step_rng, np.int32(index))
-  return variables
+  return optimizer, update
