@@ -20,7 +20,7 @@ from tokzoo.machines import CHIPS, is_installed, parse, topologies
 from tokzoo.machines.costs import count
 from tokzoo.train.mesh import batch_sharding, make_mesh
 from tokzoo.train.plan import Assumptions, plan
-from tokzoo.train.plan.child import _needed_bytes
+from tokzoo.train.plan.child import _needed_bytes, _refused
 from tokzoo.train.plan.planning import conclude
 from tokzoo.train.plan.programs import batch_shapes, lower
 from tokzoo.train.plan.roofline import TYPICAL, roofline
@@ -260,6 +260,19 @@ def test_what_does_not_fit():
   )
   assert not made.fits and made.bytes_per_device == int(needed)
   assert made.step_seconds_estimate is None and "does not fit" in made.summary
+
+
+def test_a_machine_without_cuda_is_told_what_to_install():
+  for message in (
+    "INTERNAL: libdevice not found at ./libdevice.10.bc",
+    "INVALID_ARGUMENT: No PTX compilation provider is available. Neither ptxas/nvlink nor "
+    "nvjtlink is available.",
+  ):
+    told = str(_refused("h100:8x1", message))
+    assert "nvidia-cuda-nvcc-cu12" in told and '"tokzoo[plan]"' in told
+  assert "refuses the program: INTERNAL: odd" in str(
+    _refused("v5e:4x4", "INTERNAL: odd")
+  )
 
 
 def test_a_search_ranks_by_speed_and_marks_the_pareto_front():

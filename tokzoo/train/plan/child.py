@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from tokzoo.errors import TokzooError
+from tokzoo.errors import TokzooError, missing_extra
 from tokzoo.machines import parse
 from tokzoo.machines.costs import count
 from tokzoo.machines.topologies import devices
@@ -72,10 +72,7 @@ def _compile(topology_name: str, recipe: Any, what: Any) -> dict[str, Any]:
   except jax.errors.JaxRuntimeError as error:
     needed = _needed_bytes(str(error), program.argument_bytes)
     if needed is None:
-      first = str(error).splitlines()[0]
-      raise TokzooError(
-        f"the compiler of {topology_name} refuses the program: {first[:300]}"
-      ) from error
+      raise _refused(topology_name, str(error)) from error
     return {**facts, "too_large": needed, "compile_seconds": _since(start)}
   memory = compiled.memory_analysis()
   assert memory is not None
@@ -98,6 +95,18 @@ def _compile(topology_name: str, recipe: Any, what: Any) -> dict[str, Any]:
   facts["unknown_loops"] = costs.unknown_loops
   facts["unknown_kernels"] = list(costs.unknown_kernels)
   return facts
+
+
+def _refused(topology_name: str, message: str) -> TokzooError:
+  """What a compiler says that refuses a program, or cannot compile any."""
+  if "libdevice not found" in message or "ptxas" in message:
+    return missing_extra(
+      "nvidia-cuda-nvcc-cu12", "plan", f"planning for {topology_name}"
+    )
+  first = message.splitlines()[0]
+  return TokzooError(
+    f"the compiler of {topology_name} refuses the program: {first[:300]}"
+  )
 
 
 def _needed_bytes(message: str, argument_bytes: int) -> float | None:
