@@ -215,6 +215,9 @@ class Checkpoints:
     if self._writing is None:
       return
     (step, writing), self._writing = self._writing, None
+    error = writing.exception()
+    if isinstance(error, TokzooError):  # the state was not finite
+      raise error
     with self._save_errors(step):
       self._unverified[step] = writing.result()
 
@@ -493,8 +496,6 @@ class Checkpoints:
     """Turns whatever went wrong with a save into one sentence."""
     try:
       yield
-    except TokzooError:  # says all
-      raise
     except Exception as error:  # Orbax and TensorStore raise many types for a full disk
       self._unverified[step] = {}
       self._has_failed = True
