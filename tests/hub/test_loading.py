@@ -15,7 +15,12 @@ from tokzoo.data import DataConfig
 from tokzoo.errors import TokzooError
 from tokzoo.files import sha256_of
 from tokzoo.generators.instella_t2i import ARConfig
-from tokzoo.hub import PretrainedGenerator, PretrainedTokenizer, catalog
+from tokzoo.hub import (
+  PretrainedCodec,
+  PretrainedGenerator,
+  PretrainedTokenizer,
+  catalog,
+)
 from tokzoo.tokenizers.image import instella_t2i as bae
 from tokzoo.train import Optimizer, Recipe, to_json, train
 from tokzoo.train.tasks import Reconstruction
@@ -300,7 +305,10 @@ def test_every_packaged_checkpoint_works(name):
   entry = catalog()[name]
   model = tokzoo.load(name)  # which compares the hash
   assert entry.sha256 is not None and entry.metrics and entry.recipe
-  if isinstance(model, PretrainedTokenizer):
+  if isinstance(model, PretrainedCodec):
+    made = model.reconstruct(np.zeros(800, np.float32))
+    assert made.shape == (1, 800, 1) and np.abs(made).max() < 0.1
+  elif isinstance(model, PretrainedTokenizer):
     side, channels = model.config.image_size, model.config.channels
     image = np.random.default_rng(0).integers(0, 256, (2, side, side, channels))
     made = model.reconstruct(image.astype(np.uint8))

@@ -69,10 +69,10 @@ def speech(system: str, model: Any, weights: Mapping[str, float]) -> Recipe:
     ),
     data=sound_crops("train", _RATE, 0.5, PROMPTS),
     batch_size=8,
-    steps=300,
+    steps=200,
     optimizers={"model": optimizer},
     evaluators={"held_out": Evaluator(data=sound_crops("test", _RATE, 0.5, PROMPTS))},
-    save_every=300,
+    save_every=200,
   )
 
 
