@@ -61,6 +61,9 @@ def test_a_claim_of_another_setting_is_not_kept(experiment, tmp_path):
   _run(tmp_path)
   experiment.CLAIMS = (_claim("it is small", 2, "larger"), experiment.CLAIMS[1])
   assert [entry["claim"] for entry in _run(tmp_path, 2)["claims"]] == ["it is tiny"]
+  report = (tmp_path / "titok" / "report.md").read_text()
+  assert "## 1. it is small\n\n**Not measured.** Setting: larger." in report
+  assert "## 2. it is tiny\n\n**Holds for 0 of 3 seeds.**" in report
 
 
 def test_a_claim_that_is_not_there(experiment, tmp_path):

@@ -116,7 +116,9 @@ def _write(
   write_picture(folder / "figure.png", stack(panels))
   tables = getattr(experiment, "TABLES", ())
   more = _benchmark(experiment, folder, only_claims=not is_whole)
-  write_atomic(folder / "report.md", _report(title, numbers, tables, more).encode())
+  claims = getattr(experiment, "CLAIMS", ())
+  report = _report(title, numbers, claims, tables, more)
+  write_atomic(folder / "report.md", report.encode())
 
   def render(console: Console) -> None:
     rows = [(v.claim.sentence, v.sentence) for v in verdicts]
@@ -295,6 +297,7 @@ def _elsewhere(claim: dict[str, Any], numbers: dict[str, Any]) -> str:
 def _report(
   title: str,
   numbers: dict[str, Any],
+  claims: Sequence[Claim],
   tables: Sequence[dict],
   more: Sequence[str] = (),
 ) -> str:
@@ -307,11 +310,14 @@ def _report(
     "",
   ]
   shown_before: list[tuple[int, dict]] = []
-  for index, claim in enumerate(numbers["claims"], 1):
+  for index, each in enumerate(claims, 1):
+    lines += [f"## {index}. {each.sentence}", ""]
+    claim = next((found for found in numbers["claims"] if _is_of(found, each)), None)
+    if claim is None:
+      lines += [f"**Not measured.** Setting: {each.setting}.", ""]
+      continue
     seeds = list(claim["seeds"])
     lines += [
-      f"## {index}. {claim['claim']}",
-      "",
       f"**{claim['verdict'][0].upper()}{claim['verdict'][1:]}.** Source: {claim['source']}. "
       f"Setting: {claim['setting']}. {claim['seconds']:.0f} s{_elsewhere(claim, numbers)}.",
       "",
