@@ -10,6 +10,7 @@ import pytest
 
 from tests.codecs import CAUSAL, pretrained
 from tokzoo.cli.experiments import load_experiment
+from tokzoo.data.packaged import sound_crops
 from tokzoo.metrics import audio as metrics
 from tokzoo.nn.sound_critics import MultiBand, MultiPeriod, MultiScale
 from tokzoo.systems import SYSTEMS
@@ -128,3 +129,11 @@ def test_the_ablation_quantizes_one_encoder_in_several_ways(quantizer, ids):
   variables = jax.eval_shape(module.init, jax.random.key(0), wave)
   output = jax.eval_shape(module.apply, variables, wave)
   assert output.reconstruction.shape == wave.shape and output.tokens.ids.shape == ids
+
+
+def test_the_benchmark_measures_the_beginnings_of_sounds(monkeypatch):
+  experiment = load_experiment("discrete-audio-tokens")
+  monkeypatch.setattr(experiment, "_SOUNDS", 3)
+  config = sound_crops("test", 2_000, 0.4)
+  assert [wave.shape for wave in experiment._waves(config, 2)] == [(800, 2)] * 3
+  assert not list(experiment._waves(sound_crops("test", 2_000, 1.5), 1))
