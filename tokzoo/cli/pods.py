@@ -35,7 +35,8 @@ def published(system: str = "") -> Iterator[Recipe]:
 
 def _is_published(recipe: Recipe) -> bool:
   """Recipes of small checkpoints run on packaged data; published ones bring theirs."""
-  return recipe.data.source.startswith(("arrayrecord:", "tokens:", "tfds:"))
+  source = recipe.data.source
+  return source.startswith(("arrayrecord:", "tokens:", "tfds:", "webdataset:", "audio:"))
 
 
 def write_table(path: Path, system: str = "", only_missing: bool = False) -> int:
