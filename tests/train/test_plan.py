@@ -401,13 +401,23 @@ def test_a_size_that_the_compiler_refuses():
     topologies.devices("v5e:3x7")
 
 
+def test_a_batch_goes_to_the_first_pod_that_can_share_it():
+  recipe = recipe_of()
+  shared = [
+    dataclasses.replace(recipe, batch_size=rows, accumulate=parts)
+    for rows, parts in ((256, 1), (144, 1), (96, 1), (64, 4), (7, 1))
+  ]
+  found = [pods.pod_of(each, pods.PODS[0]) for each in shared]
+  assert found == ["h100:8x4", "h100:8x2", "h100:8x4", "h100:8x2", "h100:8x4"]
+
+
 @pytest.mark.pods
 @needs_compilers
 @pytest.mark.parametrize(
   "recipe", [pytest.param(recipe, id=recipe.name) for recipe in pods.published()]
 )
 def test_every_published_recipe_on_a_pod(recipe):
-  made = plan(recipe, pods.PODS[0])
+  made = plan(recipe, pods.pod_of(recipe, pods.PODS[0]))
   print(f"\n{made.summary}")
   assert made.bytes_per_device > 0
   assert made.fits, made.summary

@@ -4,7 +4,7 @@ Every published recipe of every experiment is compiled for a GPU cluster and a T
 takes minutes each; the table grows row by row, so that what is done is not lost.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tokzoo.cli.console import note
@@ -18,7 +18,11 @@ from tokzoo.train.plan import Plan, plan
 
 BEGIN = "<!-- plans: begin; written by tokzoo plan --write-table tpu/README.md -->"
 END = "<!-- plans: end -->"
-PODS = ("h100:8x4", "v5e:16x16")
+PODS = (
+  ("h100:8x4", "h100:8x2", "h100:8x1"),
+  ("v5e:16x16", "v5e:8x8", "v5e:4x4"),
+)
+"""Of each kind the first one whose chips share a recipe's batch evenly."""
 HEAD = (
   "| recipe | machine | mesh | memory of a chip, GiB | step, s | bound | days | chip-hours |",
   "|---|---|---|---|---|---|---|---|",
@@ -36,7 +40,9 @@ def published(system: str = "") -> Iterator[Recipe]:
 def _is_published(recipe: Recipe) -> bool:
   """Recipes of small checkpoints run on packaged data; published ones bring theirs."""
   source = recipe.data.source
-  return source.startswith(("arrayrecord:", "tokens:", "tfds:", "webdataset:", "audio:"))
+  return source.startswith(
+    ("arrayrecord:", "tokens:", "tfds:", "webdataset:", "audio:")
+  )
 
 
 def write_table(path: Path, system: str = "", only_missing: bool = False) -> int:
@@ -61,10 +67,11 @@ def write_table(path: Path, system: str = "", only_missing: bool = False) -> int
   before, rest = text.split(BEGIN)
   old, after = rest.split(END)
   lines = {_key(line): line for line in old.strip().splitlines()[2:]}
-  for topology in PODS:
-    if not is_installed(topology):
-      raise missing_extra(parse(topology).chip.packages[0], "plan", "the table of plans")
+  for pods in PODS:
+    if not is_installed(pods[0]):
+      raise missing_extra(parse(pods[0]).chip.packages[0], "plan", "the table of plans")
     for recipe in published(system):
+      topology = pod_of(recipe, pods)
       if (
         only_missing
         and _key(f"| {_name(recipe.system, recipe.name)} | `{topology}` |") in lines
@@ -84,6 +91,15 @@ def write_table(path: Path, system: str = "", only_missing: bool = False) -> int
       table = "\n".join((*HEAD, *sorted(lines.values(), key=_key)))
       write_atomic(path, f"{before}{BEGIN}\n{table}\n{END}{after}".encode())
   return 0
+
+
+def pod_of(recipe: Recipe, pods: Sequence[str]) -> str:
+  """The first pod whose chips share the recipe's batch evenly; else the first, which refuses."""
+  rows = recipe.batch_size // recipe.accumulate
+  for topology in pods:
+    if rows % parse(topology).num_chips == 0:
+      return topology
+  return pods[0]
 
 
 def row(made: Plan) -> str:
