@@ -127,7 +127,7 @@ class Checkpoints:
     arrays = named_leaves(state)
     look(arrays, state.step.sharding)
     if _is_alone(state):
-      _copies(arrays)
+      _copy(arrays)
 
   def save(
     self,
@@ -153,7 +153,7 @@ class Checkpoints:
     self._heard.take_failure()  # of another run in this process
     arrays = named_leaves(state)
     if _is_alone(state):
-      self._pending = _Copy(step, _copies(arrays), about)
+      self._pending = _Copy(step, _copy(arrays), about)
       return
     looks = look(arrays, state.step.sharding)  # behind the steps in flight
     drain()
@@ -516,13 +516,9 @@ def _is_alone(state: TrainState) -> bool:
   return len(devices) == 1 and devices[0].platform == "cpu"
 
 
-def _copies(arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-  """Copies of arrays, made when it is their turn on the device; no waiting."""
-  return _copy(dict(arrays))
-
-
 @jax.jit
 def _copy(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+  """Copies of arrays, made when it is their turn on the device; no waiting."""
   return jax.tree.map(jnp.copy, arrays)
 
 

@@ -23,7 +23,7 @@ from tokzoo.machines import parse
 from tokzoo.machines.costs import count
 from tokzoo.machines.topologies import devices
 from tokzoo.train.mesh import make_mesh
-from tokzoo.train.plan.programs import lower
+from tokzoo.train.plan.programs import lower, memory_of
 from tokzoo.train.serial import from_json
 
 
@@ -74,16 +74,8 @@ def _compile(topology_name: str, recipe: Any, what: Any) -> dict[str, Any]:
     if needed is None:
       raise _refused(topology_name, str(error)) from error
     return {**facts, "too_large": needed, "compile_seconds": _since(start)}
-  memory = compiled.memory_analysis()
-  assert memory is not None
   facts["compile_seconds"] = _since(start)
-  facts["memory"] = {
-    "arguments": memory.argument_size_in_bytes,
-    "outputs": memory.output_size_in_bytes,
-    "aliased": memory.alias_size_in_bytes,
-    "temporaries": memory.temp_size_in_bytes,
-    "code": memory.generated_code_size_in_bytes,
-  }
+  facts["memory"] = memory_of(compiled)
   text = compiled.as_text()
   costs = count(text, topology.islands(list(mesh.devices.flat)))
   analysis = compiled.cost_analysis() or {}

@@ -24,8 +24,8 @@ from tokzoo.errors import TokzooError
 from tokzoo.machines import Topology
 from tokzoo.places import cache_dir
 from tokzoo.train.mesh import make_mesh
-from tokzoo.train.plan.planning import Plan
-from tokzoo.train.plan.programs import What, lower
+from tokzoo.train.plan.planning import Plan, memory_parts
+from tokzoo.train.plan.programs import What, lower, memory_of
 from tokzoo.train.recipe import Recipe
 
 _WARM = 3
@@ -95,7 +95,6 @@ def measure(
         f"{recipe.name} does not fit this machine: {str(error).splitlines()[0][:200]}"
       ) from error
   seconds = statistics.median(turns)
-  memory = compiled.memory_analysis()
   stats = jax.local_devices()[0].memory_stats() or {}
   flops = made.flops_per_device
   return Measured(
@@ -106,13 +105,7 @@ def measure(
     spread=max(turns) / min(turns) - 1,
     examples_per_second=recipe.batch_size / seconds,
     utilisation=None if flops is None else flops / (seconds * machine.chip.flops),
-    program_bytes=(
-      memory.argument_size_in_bytes
-      + memory.output_size_in_bytes
-      - memory.alias_size_in_bytes
-      + memory.temp_size_in_bytes
-      + memory.generated_code_size_in_bytes
-    ),
+    program_bytes=sum(memory_parts(memory_of(compiled)).values()),
     peak_bytes=stats.get("peak_bytes_in_use"),
     compile_seconds=compile_seconds,
   )

@@ -135,7 +135,7 @@ def conclude(
   """The plan that follows from what the compiler says."""
   chip = machine.chip
   parts = facts.get("memory")
-  memory = None if parts is None else _parts(parts)
+  memory = None if parts is None else memory_parts(parts)
   needed = int(facts["too_large"] if memory is None else sum(memory.values()))
   planned: dict[str, Any] = dict.fromkeys(
     field.name for field in dataclasses.fields(Plan)
@@ -167,7 +167,7 @@ def conclude(
   return Plan(**planned)
 
 
-def _parts(told: dict[str, int]) -> dict[str, int]:
+def memory_parts(told: dict[str, int]) -> dict[str, int]:
   """Memory of a chip by what lies in it; donated arguments become outputs in place."""
   return {
     "arguments": told["arguments"],

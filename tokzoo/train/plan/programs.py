@@ -71,6 +71,19 @@ def lower(recipe: Recipe, what: What, mesh: Mesh) -> Program:
   )
 
 
+def memory_of(compiled: Any) -> dict[str, int]:
+  """Bytes of a device that a compiled program takes, by its compiler."""
+  memory = compiled.memory_analysis()
+  assert memory is not None
+  return {
+    "arguments": memory.argument_size_in_bytes,
+    "outputs": memory.output_size_in_bytes,
+    "aliased": memory.alias_size_in_bytes,
+    "temporaries": memory.temp_size_in_bytes,
+    "code": memory.generated_code_size_in_bytes,
+  }
+
+
 def batch_shapes(recipe: Recipe) -> Shapes:
   """Arrays of a global batch, as the trainer would get them, without reading the data where
   the recipe says enough: pictures of `data.size`, sounds of `data.seconds`, or `example_batch` of
