@@ -78,7 +78,7 @@ from tokzoo.tokenizers.image.karl import (
   Size,
 )
 from tokzoo.train import Evaluator, MeshShape, Optimizer, Recipe
-from tokzoo.train.claims import Claim, fit_together
+from tokzoo.train.claims import Claim, fit
 from tokzoo.train.perception import Perceptual
 
 SYSTEM = "karl"
@@ -327,27 +327,19 @@ def shapes(key: PRNGKeyArray, count: int) -> tuple[Array, Array]:
 
 
 @jax.jit
-def _fresh(seeds: Array, step: Array) -> Array:
-  """The images of a step, float32[seeds, B, 32, 32, 1]."""
-  each = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(1 + seed), step))
-  return jax.vmap(lambda key: shapes(key, _BATCH)[0])(each(seeds))
+def _fresh(seed: Array, step: Array) -> Array:
+  """The images of a step, float32[B, 32, 32, 1]."""
+  return shapes(jax.random.fold_in(jax.random.key(1 + seed), step), _BATCH)[0]
 
 
-def _fit(task: Finetuning, seeds: tuple[int, ...]) -> dict[int, Variables]:
-  chosen = jnp.asarray(seeds, jnp.int32)
-  batches = ({"image": _fresh(chosen, np.int32(i))} for i in itertools.count())
-  return fit_together(task, batches, _STEPS, seeds, _RATE)
-
-
-def _beside(seed: int) -> tuple[int, ...]:
-  """The seeds that are trained together with one: on an accelerator, those of the claims."""
-  alone = jax.default_backend() == "cpu" or seed not in _SEEDS
-  return (seed,) if alone else _SEEDS
+def _fit(task: Finetuning, seed: int) -> Variables:
+  batches = ({"image": _fresh(np.int32(seed), np.int32(i))} for i in itertools.count())
+  return fit(task, batches, _STEPS, seed, _RATE)
 
 
 @functools.cache  # all claims read the same trainings
-def _trained(seeds: tuple[int, ...]) -> dict[int, Variables]:
-  return _fit(Finetuning(model=SHAPES, lengths=LENGTHS, critics=None), seeds)
+def _trained(seed: int) -> Variables:
+  return _fit(Finetuning(model=SHAPES, lengths=LENGTHS, critics=None), seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -370,9 +362,9 @@ class TailDrop(Finetuning):
 
 
 @functools.cache
-def _trained_tail_drop(seeds: tuple[int, ...]) -> dict[int, Variables]:
+def _trained_tail_drop(seed: int) -> Variables:
   lengths = tuple(range(1, SHAPES.num_tokens + 1))
-  return _fit(TailDrop(model=SHAPES, lengths=lengths, critics=None), seeds)
+  return _fit(TailDrop(model=SHAPES, lengths=lengths, critics=None), seed)
 
 
 @jax.jit
@@ -427,7 +419,7 @@ def _spearman(x: np.ndarray, y: np.ndarray) -> float:
 
 def count_follows_complexity(seed: int) -> dict[str, float]:
   """Active tokens against the size as PNG and the error with few tokens, and by error."""
-  variables, (image, numbers) = _trained(_beside(seed))[seed], _held_out()
+  variables, (image, numbers) = _trained(seed), _held_out()
   hard = np.asarray(_reach(variables, image, 4))
   png = np.asarray([_png_bytes(each) for each in np.asarray(image)])
   told = {e: np.asarray(_tell(variables, image, jnp.float32(e))[0]) for e in ERRORS}
@@ -445,8 +437,8 @@ def count_follows_complexity(seed: int) -> dict[str, float]:
 
 def one_pass_and_search(seed: int) -> dict[str, float]:
   """L1 of the single pass, and of the search for the best prefix at the same mean count."""
-  variables = _trained(_beside(seed))[seed]
-  tail_drop = _trained_tail_drop(_beside(seed))[seed]
+  variables = _trained(seed)
+  tail_drop = _trained_tail_drop(seed)
   image, lengths = _held_out()[0], np.arange(1, SHAPES.num_tokens + 1)
   errors = np.stack([np.asarray(_reach(tail_drop, image, int(n))) for n in lengths])
   curve = []
@@ -469,7 +461,7 @@ def one_pass_and_search(seed: int) -> dict[str, float]:
 
 def halting_finds_the_budget(seed: int) -> dict[str, float]:
   """|active - T| on average, for the error that each image has with T tokens."""
-  variables, image = _trained(_beside(seed))[seed], _held_out()[0]
+  variables, image = _trained(seed), _held_out()[0]
   found = {}
   for length in _KEPT:
     error = _reach(variables, image, length)

@@ -3,10 +3,19 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from tests.train.test_tasks import TOKENIZER
 from tokzoo.data.packaged import photo_crops
-from tokzoo.train.claims import Claim, fit, fit_together, judge, kept_rows, rows
+from tokzoo.errors import TokzooError
+from tokzoo.train.claims import (
+  Claim,
+  fit,
+  judge,
+  kept_rows,
+  measure_together,
+  rows,
+)
 from tokzoo.train.tasks import Reconstruction
 from tokzoo.weights import flatten
 
@@ -46,19 +55,64 @@ def test_fit_learns_from_just_so_many_batches():
   assert jnp.mean((made - image) ** 2) < 0.1
 
 
+def _kernel(variables):
+  return np.asarray(jax.tree.leaves(variables["params"])[0])
+
+
 def test_seeds_trained_together_are_those_trained_alone():
   draw = np.random.default_rng(0).uniform(-1, 1, (3, 2, 4, 8, 8, 3))
   images = draw.astype(np.float32)  # of 3 steps and 2 seeds
   task = Reconstruction(model=TOKENIZER, distance="l2")
+  place, kept = {5: 0, 7: 1}, {}
+
+  def measure(seed):
+    kept[seed] = fit(task, ({"image": x[place[seed]]} for x in images), 3, seed, 1e-2)
+    return {"mean": _kernel(kept[seed]).mean()}
+
   with jax.numpy_dtype_promotion("standard"):
-    together = fit_together(task, ({"image": x} for x in images), 3, (5, 7), 1e-2)
-    for place, seed in enumerate((5, 7)):
-      alone = fit(task, ({"image": x[place]} for x in images), 3, seed, 1e-2)
-      for path, leaf in flatten(alone["params"]).items():
-        found = flatten(together[seed]["params"])[path]
-        np.testing.assert_allclose(found, leaf, rtol=1e-4, atol=1e-4, err_msg=path)
-  kernels = [jax.tree.leaves(together[seed]["params"])[0] for seed in (5, 7)]
-  assert np.abs(kernels[0] - kernels[1]).max() > 1e-3
+    together = measure_together(measure, (5, 7))
+    found = dict(kept)
+    alone = {seed: measure(seed) for seed in (5, 7)}
+  for seed in (5, 7):
+    np.testing.assert_allclose(together[seed]["mean"], alone[seed]["mean"], rtol=1e-3)
+    for path, leaf in flatten(kept[seed]["params"]).items():
+      made = flatten(found[seed]["params"])[path]
+      np.testing.assert_allclose(made, leaf, rtol=1e-4, atol=1e-4, err_msg=path)
+  assert np.abs(_kernel(found[5]) - _kernel(found[7])).max() > 1e-3
+
+
+def test_what_all_seeds_share_is_trained_once():
+  image, read = np.zeros((4, 8, 8, 3), np.float32), []
+
+  def measure(seed):
+    def batches():
+      while True:
+        read.append(seed)
+        yield {"image": image}
+
+    task = Reconstruction(model=TOKENIZER, distance="l2")
+    return {"mean": _kernel(fit(task, batches(), 2, 0)).mean()}
+
+  with jax.numpy_dtype_promotion("standard"):
+    found = measure_together(measure, (0, 1, 2))
+  assert len(read) == 2 and found[0] == found[1] == found[2]
+
+
+def test_seeds_that_differ_in_what_they_train_are_not_trained_together():
+  def measure(seed):
+    if seed:
+      task = Reconstruction(model=TOKENIZER, distance="l2")
+      fit(task, iter([]), 2, seed)
+    return {}
+
+  with pytest.raises(TokzooError, match="measure them one by one"):
+    measure_together(measure, (0, 1))
+
+  def fails(seed):
+    raise ValueError(f"of seed {seed}")
+
+  with pytest.raises(ValueError, match="of seed 0"):
+    measure_together(fails, (0, 1))
 
 
 def test_rows_in_memory_are_of_the_data_and_do_not_end():
