@@ -278,7 +278,6 @@ RECIPES = {
 _STEPS = 6000
 _BATCH = 32
 _RATE = 1.5e-3
-_SEEDS = (0, 1, 2)
 _KEPT = (4, 8, 12)
 
 SHAPES = dataclasses.replace(
