@@ -34,7 +34,7 @@ SMALL = Config(
 
 SPEECH = dataclasses.replace(
   SMALL,
-  net=dataclasses.replace(SMALL.net, encoder_dim=16, decoder_dim=128),
+  net=dataclasses.replace(SMALL.net, encoder_dim=12, latent_dim=32, decoder_dim=96),
   num_codebooks=8,
   num_codes=256,
 )

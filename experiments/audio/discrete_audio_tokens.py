@@ -37,7 +37,7 @@ from tokzoo.cli.figures import Series, plot, stack
 from tokzoo.cli.sounding import judged
 from tokzoo.cli.training import run_recipe
 from tokzoo.contract import Output
-from tokzoo.data import DataConfig, evaluation_batches, loader, open_source
+from tokzoo.data import DataConfig, evaluation_batches, open_source
 from tokzoo.data.packaged import sound_crops
 from tokzoo.data.sources.arrayrecord import MANIFEST
 from tokzoo.data.sources.speech_prompts import kept_at
@@ -52,9 +52,8 @@ from tokzoo.systems import SYSTEMS
 from tokzoo.tokenizers.audio.codebooks import ema_residual
 from tokzoo.tokenizers.audio.waves import of_length
 from tokzoo.tokens import Tokens
-from tokzoo.train.claims import Claim, fit
-from tokzoo.train.sound import SoundReconstruction
-from tokzoo.train.sound_recipes import PROMPTS
+from tokzoo.train.claims import Claim, fit, kept_rows
+from tokzoo.train.sound_recipes import GAIN, PROMPTS, WAVE, LouderStart
 
 SYSTEM = "discrete-audio-tokens"
 
@@ -355,8 +354,7 @@ def rates(seed: int) -> dict[str, float]:
   return {"largest error in kbps": errors[False], "of the exceptions": errors[True]}
 
 
-_NET = SEANet(filters=8, dim=32, ratios=(4, 4, 2), lstm_layers=0)
-
+_NET = SEANet(filters=12, dim=32, ratios=(4, 4, 2), lstm_layers=0)
 
 _LEVELS = (8, 8, 8, 5, 5, 5)
 """Of FSQ: 64,000 codes."""
@@ -412,35 +410,40 @@ class Ablation(nn.Module):
     return Output(audio.astype(jnp.float32), tokens, quantized.losses)
 
 
-_ABLATION_STEPS = 300
+_STEPS, _BATCH, _CROPS = 1_500, 16, 8_192
 
 
 @functools.cache
 def _ablated(quantizer: str, seed: int) -> tuple[float, float]:
   """SI-SNR in dB and mel distance on held-out sounds."""
   config = AblationConfig(quantizer)
-  task = SoundReconstruction(
+  rate = config.sample_rate_hz
+  task = LouderStart(
     model=config,
-    l1=10.0,
-    mel=spectral.encodec(config.sample_rate_hz, longest=9),
-    weights={} if quantizer == "fsq" else {"commitment": 0.05},
+    l1=WAVE,
+    mel=spectral.encodec(rate, longest=9),
+    weights={} if quantizer == "fsq" else {"commitment": 1.0},
   )
-  batches = loader(sound_crops("train", config.sample_rate_hz, 0.5), 8, seed)
-  variables = fit(task, batches, _ABLATION_STEPS, seed, 3e-3)
-  batches.close()
-  module = config.build()
-  held_out = sound_crops("test", config.sample_rate_hz, 0.5)
+  batches = kept_rows(sound_crops("train", rate, 0.5), _CROPS, _BATCH, seed)
+  variables = fit(task, batches, _STEPS, seed, 3e-3)
+  held_out = sound_crops("test", rate, 0.5)
   audio = jnp.asarray(next(evaluation_batches(held_out, 32))["audio"])
+  snr, distance = _compared(config)(variables, audio)
+  return float(snr), float(distance)
+
+
+@functools.cache
+def _compared(config: AblationConfig) -> Any:
+  """The compiled (variables, audio) -> mean SI-SNR in dB and mel distance."""
+  module = config.build()
 
   @jax.jit
   def run(variables: Any, audio: Array) -> tuple[Array, Array]:
     made = module.apply(variables, audio).reconstruction
-    return si_snr(audio, made).mean(), mel_distance(
-      audio, made, config.sample_rate_hz
-    ).mean()
+    distance = mel_distance(audio, made, config.sample_rate_hz)
+    return si_snr(audio, made).mean(), distance.mean()
 
-  snr, distance = run(variables, audio)
-  return float(snr), float(distance)
+  return run
 
 
 def quantizers(seed: int) -> dict[str, float]:
@@ -469,16 +472,19 @@ CLAIMS = (
   ),
   Claim(
     "At equal encoder and steps RVQ reconstructs better than FSQ, and FSQ better than a single "
-    "codebook, in SI-SNR and mel distance; RVQ by 3 dB over the single one (at a higher rate, as "
-    "in the survey)",
+    "codebook, in SI-SNR and mel distance; RVQ by 3 dB over the single one, which is above 0 dB (at "
+    "a higher rate, as in the survey)",
     source=f"{_SHEET}, ablation on speech",
     measure=quantizers,
     holds=lambda n: (
       n["SI-SNR (dB): rvq"] > n["SI-SNR (dB): fsq"] > n["SI-SNR (dB): svq"]
       and n["mel distance: rvq"] < n["mel distance: fsq"] < n["mel distance: svq"]
       and n["SI-SNR (dB): rvq"] - n["SI-SNR (dB): svq"] >= 3
+      and n["SI-SNR (dB): svq"] > 0
     ),
-    setting="SEANet of 8 filters and hop 32 without LSTM at 8 kHz on synthesised tones; RVQ 8 x 256, FSQ 64,000, "
-    f"single 1,024; {_ABLATION_STEPS} steps of 8 half seconds, without critics",
+    setting="SEANet of 12 filters and hop 32 without LSTM, its initial weights times "
+    f"{GAIN:.3g}, at 8 kHz on synthesised tones; RVQ 8 x 256, FSQ 64,000, single 1,024; wave {WAVE:g}, "
+    f"mel spectra 1, commitment 1; {_STEPS:,} steps of {_BATCH} half seconds out of {_CROPS:,}, "
+    "without critics",
   ),
 )

@@ -24,7 +24,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tokzoo.data import loader
 from tokzoo.data.packaged import sound_crops
 from tokzoo.data.sources.tones import TEACHER_DIM, TEACHER_HZ, teachers
 from tokzoo.data.synthesis import NUM_PITCHES, VOWELS_HZ, utterance
@@ -34,9 +33,9 @@ from tokzoo.nn.seanet import SEANet
 from tokzoo.nn.sound_critics import MSSTFT, Critics, MultiPeriod, MultiScale
 from tokzoo.tokenizers.audio.dm_codec import PRESETS, Config
 from tokzoo.train import Evaluator, Optimizer, Recipe
-from tokzoo.train.claims import Claim, fit
+from tokzoo.train.claims import Claim, fit, kept_rows
 from tokzoo.train.sound import Distillation, SoundAdversary, SoundReconstruction
-from tokzoo.train.sound_recipes import at_scale
+from tokzoo.train.sound_recipes import GAIN, SPECTRA, WAVE, LouderStart, at_scale
 
 SYSTEM = "dm-codec"
 
@@ -125,18 +124,25 @@ RECIPES = {"nano": nano, "librispeech": librispeech}
 # ---------------------------------------------------------------- claims
 
 _RATE = 8_000
-_STEPS = 600
-_WEIGHT, _L1 = 24.0, 100.0
-"""Of the distillation and of the wave: in the published ratio of 120 to 500."""
+_STEPS, _BATCH, _CROPS = 2_000, 16, 8_192
+_WEIGHT = 2.0
+"""Of the distillation. Published: 120 beside 500 of the wave and 45 of the spectra, which weigh less here."""
 
 TINY = dataclasses.replace(
   SMALL,
   sample_rate_hz=_RATE,
   net=dataclasses.replace(
-    SMALL.net, ratios=(8, 5, 4), lstm_layers=0, is_bidirectional=False
+    SMALL.net,
+    filters=16,
+    dim=64,
+    ratios=(8, 5, 4),
+    lstm_layers=0,
+    is_bidirectional=False,
   ),
+  num_codebooks=8,
+  reset_below=1.0,
 )
-"""Hop 160: 50 frames a second. No LSTM: six hundred steps must find the phase."""
+"""Hop 160: 50 frames a second. No LSTM: two thousand steps must find the phase."""
 
 _LABELS = {"teacher": len(VOWELS_HZ), "teacher_lm": NUM_PITCHES}
 
@@ -145,28 +151,32 @@ _LABELS = {"teacher": len(VOWELS_HZ), "teacher_lm": NUM_PITCHES}
 def _trained(taught: tuple[str, ...], seed: int) -> Any:
   """The variables of a codec that is taught by some teachers."""
   how = Distillation(weight=_WEIGHT, teachers=taught) if taught else None
-  task = SoundReconstruction(
+  task = LouderStart(
     model=TINY,
-    l1=_L1,
+    l1=WAVE,
     mel=spectral.dac(_RATE, longest=5),
-    weights={"commitment": 0.25},
+    mel_weight=SPECTRA,
+    weights={"commitment": 1.0},
     distillation=how,
   )
-  batches = loader(sound_crops("train", _RATE, 0.5, "taught-tones"), 8, seed)
-  variables = fit(task, batches, _STEPS, seed, 3e-3)
-  batches.close()
-  return variables
+  data = sound_crops("train", _RATE, 0.5, "taught-tones")
+  return fit(task, kept_rows(data, _CROPS, _BATCH, seed), _STEPS, seed, 3e-3)
+
+
+@functools.cache
+def _runner() -> Any:
+  """The codec, compiled once for all of them."""
+  return jax.jit(TINY.build().apply)
 
 
 @functools.cache
 def _probed(taught: tuple[str, ...], seed: int) -> dict[str, float]:
   """Accuracy in % of the best table from first-level codes to each teacher's labels, on
   utterances that neither codec nor table saw, and SI-SNR in dB of all codebooks."""
-  variables, module = _trained(taught, seed), TINY.build()
-  run = jax.jit(module.apply)
+  variables = _trained(taught, seed)
   made = [utterance(np.random.default_rng((9, i)), _RATE, 1.0) for i in range(96)]
   waves = jnp.asarray(np.stack([u.samples for u in made]))
-  output = run(variables, waves)
+  output = _runner()(variables, waves)
   codes = np.asarray(output.tokens.ids)[..., 0]
   times = (np.arange(codes.shape[1]) + 0.5) / TEACHER_HZ
   labels = {
@@ -220,20 +230,23 @@ def invariances(seed: int) -> dict[str, float]:
 
 _SHEET = "sheet of DM-Codec, section 5; arXiv 2410.15017"
 _SETTING = (
-  f"SEANet of 8 filters without LSTM, 4 x 64 codes at 50 Hz, synthesised tones at 8 kHz, made-up teachers of "
-  f"16 features; wave {_L1:g}, mel spectra 1, distillation {_WEIGHT:g}; {_STEPS} steps of 8 half seconds without critics; a table from "
-  "first-level codes to labels, fitted on 64 utterances, read on 32 others"
+  f"SEANet of 16 filters without LSTM, its initial weights times {GAIN:.3g}, 8 x 64 codes at 50 Hz, "
+  "synthesised tones at 8 kHz, made-up teachers of 16 features; wave "
+  f"{WAVE:g}, mel spectra {SPECTRA:g}, commitment 1, distillation {_WEIGHT:g}; {_STEPS:,} steps of {_BATCH} "
+  f"half seconds out of {_CROPS:,} without critics; a table from first-level codes to labels, fitted "
+  "on 64 utterances, read on 32 others"
 )
 
 CLAIMS = (
   Claim(
     "Distillation brings what the teacher knows into the first codebook: a probe of its codes is "
-    "10 points better, and SI-SNR falls by no more than 1 dB",
+    "10 points better, and SI-SNR, above 0 dB, falls by no more than 1 dB",
     source=_SHEET,
     measure=one_teacher,
     holds=lambda n: (
       n["accuracy (%): taught"] >= n["accuracy (%): plain"] + 10
       and n["SI-SNR (dB): taught"] >= n["SI-SNR (dB): plain"] - 1
+      and n["SI-SNR (dB): taught"] > 0
     ),
     setting=_SETTING,
   ),

@@ -17,7 +17,7 @@ from tokzoo.nn.sound_critics import MSSTFT
 from tokzoo.tokenizers.audio.mimi import PRESETS, Config
 from tokzoo.train import Optimizer, Recipe
 from tokzoo.train.sound import SoundAdversary, SoundReconstruction
-from tokzoo.train.sound_recipes import at_scale, small, speech
+from tokzoo.train.sound_recipes import GAIN, at_scale, small, speech
 
 SYSTEM = "mimi"
 
@@ -37,9 +37,9 @@ SMALL = Config(
 
 SPEECH = dataclasses.replace(
   SMALL,
-  net=dataclasses.replace(SMALL.net, filters=16, dim=64),
+  net=dataclasses.replace(SMALL.net, filters=12, dim=48),
   heads=4,
-  hidden=128,
+  hidden=96,
   num_codebooks=8,
   num_codes=256,
   code_dim=32,
@@ -54,7 +54,7 @@ def nano() -> Recipe:
 
 def speech_nano() -> Recipe:
   """Half seconds of speech, without critics."""
-  return speech(SYSTEM, SPEECH, {"commitment": 1.0})
+  return speech(SYSTEM, SPEECH, {"commitment": 1.0}, gain=GAIN)
 
 
 def published() -> Recipe:

@@ -32,10 +32,10 @@ SMALL = Config(
 
 SPEECH = dataclasses.replace(
   SMALL,
-  net=dataclasses.replace(SMALL.net, encoder_dim=16, decoder_dim=128),
-  num_codes=256,
+  net=dataclasses.replace(SMALL.net, encoder_dim=14, decoder_dim=112),
+  num_codes=1024,
 )
-"""1.4 kbps."""
+"""1.75 kbps."""
 
 _VQ = {"commitment": 0.25, "codebook": 1.0}
 

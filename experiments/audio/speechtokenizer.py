@@ -23,7 +23,7 @@ from tokzoo.nn.sound_critics import MSSTFT, Critics, MultiPeriod, MultiScale
 from tokzoo.tokenizers.audio.speechtokenizer import PRESETS, Config
 from tokzoo.train import Evaluator, Optimizer, Recipe
 from tokzoo.train.sound import Distillation, SoundAdversary, SoundReconstruction
-from tokzoo.train.sound_recipes import at_scale, speech
+from tokzoo.train.sound_recipes import GAIN, at_scale, speech
 
 SYSTEM = "speechtokenizer"
 
@@ -47,9 +47,10 @@ SMALL = Config(
 
 SPEECH = dataclasses.replace(
   SMALL,
-  net=dataclasses.replace(SMALL.net, filters=16, dim=64),
+  net=dataclasses.replace(SMALL.net, filters=10),
   num_codebooks=8,
   num_codes=256,
+  reset_below=0.4,
 )
 """0.4 to 3.2 kbps."""
 
@@ -83,7 +84,7 @@ def nano() -> Recipe:
 
 def speech_nano() -> Recipe:
   """Half seconds of speech, without critics and without a teacher, whose features the prompts lack."""
-  return speech(SYSTEM, SPEECH, {"commitment": 1.0})
+  return speech(SYSTEM, SPEECH, {"commitment": 1.0}, gain=GAIN)
 
 
 def librispeech() -> Recipe:

@@ -24,7 +24,7 @@ from tokzoo.nn.vocos import Vocos
 from tokzoo.tokenizers.audio.wavtokenizer import PRESETS, Config
 from tokzoo.train import Optimizer, Recipe
 from tokzoo.train.sound import SoundAdversary, SoundReconstruction
-from tokzoo.train.sound_recipes import at_scale, small, speech
+from tokzoo.train.sound_recipes import GAIN, at_scale, small, speech
 
 SYSTEM = "wavtokenizer"
 
@@ -40,10 +40,12 @@ SMALL = Config(
 
 SPEECH = dataclasses.replace(
   SMALL,
-  net=dataclasses.replace(SMALL.net, filters=16, dim=64),
-  vocos=dataclasses.replace(SMALL.vocos, dim=128, hidden=256, layers=4),
+  net=dataclasses.replace(SMALL.net, filters=10),
+  vocos=dataclasses.replace(SMALL.vocos, dim=64, hidden=128, layers=3),
+  num_codes=1024,
+  reset_below=0.25,
 )
-"""0.8 kbps."""
+"""1 kbps."""
 
 
 def nano() -> Recipe:
@@ -53,7 +55,8 @@ def nano() -> Recipe:
 
 def speech_nano() -> Recipe:
   """Half seconds of speech, without critics."""
-  return speech(SYSTEM, SPEECH, {"commitment": 1.0})
+  weights = {"commitment": 10.0}
+  return speech(SYSTEM, SPEECH, weights, gain=GAIN, b1=0.9, weight_decay=0.01)
 
 
 def _published(rate_name: str) -> Recipe:

@@ -54,10 +54,12 @@ SMALL = Config(
 
 SPEECH = dataclasses.replace(
   SMALL,
-  net=dataclasses.replace(SMALL.net, encoder_dim=16, latent_dim=32, decoder_dim=128),
+  net=dataclasses.replace(SMALL.net, encoder_dim=10, latent_dim=24, decoder_dim=80),
+  semantic=dataclasses.replace(SMALL.semantic, dim=16, conv_dims=(16,) * 4, hidden=32),
   num_codebooks=8,
   num_codes=256,
   bandwidths_kbps=(0.8, 1.6, 3.2, 6.4),
+  reset_below=0.5,
 )
 
 

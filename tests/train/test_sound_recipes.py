@@ -15,7 +15,9 @@ from tokzoo.metrics import audio as metrics
 from tokzoo.nn.sound_critics import MultiBand, MultiPeriod, MultiScale
 from tokzoo.systems import SYSTEMS
 from tokzoo.train.plan.programs import batch_shapes
+from tokzoo.train.sound_recipes import LouderStart
 from tokzoo.train.step import compute_cast
+from tokzoo.weights import flatten
 
 SOUND = [slug for slug, system in SYSTEMS.items() if system.modality == "sound"]
 TOKENIZERS = [slug for slug in SOUND if SYSTEMS[slug].kind == "tokenizer"]
@@ -112,6 +114,32 @@ def test_the_benchmark_writes_tables_and_a_figure(tmp_path, monkeypatch):
     "| CNN+RNN, time | RVQ | GAN" in text and "| tiny |  |  |  |  |  |  | 4 |" in text
   )
   assert text.index("## Benchmark") < text.index("The survey's rows")
+
+
+def test_a_louder_start_scales_the_convolutions_of_seanet_alone():
+  recipe = load_experiment("encodec").RECIPES["nano"]()
+  fields = {
+    f.name: getattr(recipe.task, f.name) for f in dataclasses.fields(recipe.task)
+  }
+  batch = {"audio": jnp.zeros((1, 400, 1))}
+  key, gain = jax.random.key(0), 3.0
+
+  def sizes(task):
+    params = task.init(key, batch)["params"]
+    return {path: jnp.abs(leaf).sum() for path, leaf in flatten(params).items()}
+
+  # One program for both: what is compared is then all that it computes.
+  plain, loud = jax.jit(
+    lambda: (sizes(recipe.task), sizes(LouderStart(**fields, gain=gain)))
+  )()
+  ratios = {path: float(loud[path] / plain[path]) for path in plain if plain[path] > 0}
+  scaled = {path for path, ratio in ratios.items() if abs(ratio - gain) < 1e-4}
+  assert all(path in scaled or abs(ratio - 1) < 1e-6 for path, ratio in ratios.items())
+  # First and last layer, stride, residual block and shortcut of either side; no critic.
+  assert {path.split("/")[0] for path in scaled} == {"encoder", "decoder"}
+  for name in ("layer_0", "layer_1/block_1", "layer_1/shortcut", "layer_3", "layer_8"):
+    assert f"encoder/{name}/kernel" in scaled
+  assert any(path.startswith("discriminator/") for path in ratios)
 
 
 def test_energy_distance_is_zero_between_halves_and_not_between_modes():
