@@ -17,7 +17,7 @@ from tokzoo.nn.sound_critics import MSSTFT
 from tokzoo.tokenizers.audio.mimi import PRESETS, Config
 from tokzoo.train import Optimizer, Recipe
 from tokzoo.train.sound import SoundAdversary, SoundReconstruction
-from tokzoo.train.sound_recipes import GAIN, at_scale, small, speech
+from tokzoo.train.sound_recipes import at_scale, small, speech
 
 SYSTEM = "mimi"
 
@@ -54,7 +54,7 @@ def nano() -> Recipe:
 
 def speech_nano() -> Recipe:
   """Half seconds of speech, without critics."""
-  return speech(SYSTEM, SPEECH, {"commitment": 1.0}, gain=GAIN)
+  return speech(SYSTEM, SPEECH, {"commitment": 1.0})
 
 
 def published() -> Recipe:

@@ -23,7 +23,7 @@ from tokzoo.nn.sound_critics import MSSTFT, Critics, MultiPeriod, MultiScale
 from tokzoo.tokenizers.audio.speechtokenizer import PRESETS, Config
 from tokzoo.train import Evaluator, Optimizer, Recipe
 from tokzoo.train.sound import Distillation, SoundAdversary, SoundReconstruction
-from tokzoo.train.sound_recipes import GAIN, at_scale, speech
+from tokzoo.train.sound_recipes import at_scale, speech
 
 SYSTEM = "speechtokenizer"
 
@@ -84,7 +84,7 @@ def nano() -> Recipe:
 
 def speech_nano() -> Recipe:
   """Half seconds of speech, without critics and without a teacher, whose features the prompts lack."""
-  return speech(SYSTEM, SPEECH, {"commitment": 1.0}, gain=GAIN)
+  return speech(SYSTEM, SPEECH, {"commitment": 1.0})
 
 
 def librispeech() -> Recipe:

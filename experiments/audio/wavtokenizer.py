@@ -24,7 +24,7 @@ from tokzoo.nn.vocos import Vocos
 from tokzoo.tokenizers.audio.wavtokenizer import PRESETS, Config
 from tokzoo.train import Optimizer, Recipe
 from tokzoo.train.sound import SoundAdversary, SoundReconstruction
-from tokzoo.train.sound_recipes import GAIN, at_scale, small, speech
+from tokzoo.train.sound_recipes import at_scale, small, speech
 
 SYSTEM = "wavtokenizer"
 
@@ -56,7 +56,7 @@ def nano() -> Recipe:
 def speech_nano() -> Recipe:
   """Half seconds of speech, without critics."""
   weights = {"commitment": 10.0}
-  return speech(SYSTEM, SPEECH, weights, gain=GAIN, b1=0.9, weight_decay=0.01)
+  return speech(SYSTEM, SPEECH, weights, b1=0.9, weight_decay=0.01)
 
 
 def _published(rate_name: str) -> Recipe:
