@@ -128,7 +128,7 @@ def speech(
     task=task,
     data=prompts("train"),
     batch_size=16,
-    steps=2_000,
+    steps=2_500,
     optimizers={"model": optimizer},
     evaluators={"held_out": Evaluator(data=prompts("test"))},
     save_every=500,
