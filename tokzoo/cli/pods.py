@@ -19,8 +19,8 @@ from tokzoo.train.plan import Plan, plan
 BEGIN = "<!-- plans: begin; written by tokzoo plan --write-table tpu/README.md -->"
 END = "<!-- plans: end -->"
 PODS = (
-  ("h100:8x4", "h100:8x2", "h100:8x1"),
-  ("v5e:16x16", "v5e:8x8", "v5e:4x4"),
+  ("h100:8x4", "h100:8x2", "h100:8x1", "h100:4x1"),
+  ("v5e:16x16", "v5e:8x8", "v5e:4x4", "v5e:2x2"),
 )
 """Of each kind the first one whose chips share a recipe's batch evenly."""
 HEAD = (
