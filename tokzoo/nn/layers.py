@@ -1,6 +1,7 @@
 """Layers of today's transformers: heads, attention, feed-forward."""
 
 import functools
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -27,9 +28,40 @@ def attend(
 ) -> Float[Array, "B Q H d"]:
   """Softmax attention, scaled by 1/sqrt(d); True in `mask` lets a key be seen.
 
-  The softmax runs in float32. Every query must see at least one key.
+  The softmax runs in float32. Every query must see at least one key. On an NVIDIA GPU half
+  precision goes to cuDNN's fused attention, which keeps no matrix of weights: a train step of
+  LlamaGen-L on an H200 takes 17 % less time and two thirds of the memory
+  (experiments/results/plan/h200.json).
   """
-  return jax.nn.dot_product_attention(q, k, v, mask=mask)
+  fused = is_for_cudnn(q, k, mask) and _has_cudnn()
+  how = "cudnn" if fused else "xla"
+  return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=how)
+
+
+def is_for_cudnn(q: Any, k: Any, mask: Any = None) -> bool:
+  """Whether cuDNN's attention takes these arrays, in training too (shapes as in `attend`)."""
+  queries, keys = q.shape[1], k.shape[1]
+  if q.dtype not in (jnp.bfloat16, jnp.float16) or k.dtype != q.dtype:
+    return False
+  if q.shape[-1] > 128 or q.shape[-1] % 8:
+    return False
+  if mask is None:
+    return queries > 1  # for one query nothing is to be gained
+  # A mask becomes an added bias, which must name all queries and, for its gradient, be even.
+  named = mask.shape[-2:] == (queries, keys)
+  return named and queries > 1 and queries % 2 == 0 and keys % 2 == 0
+
+
+@functools.cache
+def _has_cudnn() -> bool:
+  """Whether this process computes on NVIDIA GPUs that have fused attention (Ampere or later).
+
+  A plan for GPUs that are not here knows no cuDNN, and has the plain attention.
+  """
+  if jax.default_backend() != "gpu":
+    return False
+  capability = getattr(jax.local_devices()[0], "compute_capability", "")
+  return bool(re.fullmatch(r"\d+\.\d+", capability)) and float(capability) >= 8.0
 
 
 def rows_dot_general(
