@@ -4,8 +4,8 @@
 #   checkpoints/retrain.sh                       those of pictures, about a quarter of an hour on
 #                                                2 CPU cores
 #   checkpoints/retrain.sh instella-photos-nano  one
-#   checkpoints/retrain.sh encodec-speech-nano   minutes on a GPU; the speech prompts come by apt
-#                                                (pip install "tokzoo[audio,g722]")
+#   checkpoints/retrain.sh encodec-speech-nano   a codec of speech, minutes; the prompts come by
+#                                                apt (pip install "tokzoo[audio,g722]")
 #
 # Afterwards catalog.toml needs the new SHA-256 values, which are printed at the end.
 set -euo pipefail
@@ -37,7 +37,7 @@ for name in "${names[@]}"; do
     llamagen-digits-nano) retrain "$name" maskgit --recipe nano-tokenizer ;;
     maskgit-vqgan-photos-nano)
       retrain "$name" maskgit-vqgan --recipe nano --steps 2000 --save-every 1000 ;;
-    encodec-speech-nano) prompts; retrain "$name" encodec --recipe speech-nano ;;
+    *-speech-nano) prompts; retrain "$name" "${name%-speech-nano}" --recipe speech-nano ;;
     *) echo "retrain.sh: no packaged checkpoint is called $name." >&2; exit 2 ;;
   esac
 done

@@ -410,7 +410,7 @@ class Ablation(nn.Module):
     return Output(audio.astype(jnp.float32), tokens, quantized.losses)
 
 
-_STEPS, _BATCH, _CROPS = 1_500, 16, 8_192
+_STEPS, _BATCH, _CROPS = 800, 8, 4_096
 
 
 @functools.cache
@@ -484,7 +484,7 @@ CLAIMS = (
     ),
     setting="SEANet of 12 filters and hop 32 without LSTM, its initial weights times "
     f"{GAIN:.3g}, at 8 kHz on synthesised tones; RVQ 8 x 256, FSQ 64,000, single 1,024; wave {WAVE:g}, "
-    f"mel spectra 1, commitment 0.25; {_STEPS:,} steps of {_BATCH} half seconds out of {_CROPS:,}, "
+    f"mel spectra 1, commitment 0.25; {_STEPS} steps of {_BATCH} half seconds out of {_CROPS:,}, "
     "without critics",
   ),
 )
