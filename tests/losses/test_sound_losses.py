@@ -277,6 +277,20 @@ def test_critics_judge_waves_that_fill_no_frame(name):
   assert ("spectral" in variables) == (name == "scale")
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_what_a_critic_says_leads_back_to_the_wave(name):
+  module, wave = SMALL[name], noise(2, 301, 1)
+
+  def says(wave, variables):
+    return sum(jnp.sum(verdict.logits**2) for verdict in module.apply(variables, wave))
+
+  def gradient(wave):
+    variables = module.init(jax.random.key(0), wave)
+    return jax.grad(says)(wave, variables)
+
+  assert float(jnp.abs(jax.jit(gradient)(wave)).max()) > 0
+
+
 def test_critics_together_forget_level_and_offset_where_asked():
   both = Critics((MultiPeriod((2, 3), (4, 4)), MultiPeriod((5,), (4, 4))), peak=0.8)
   wave = noise(1, 400, 1)

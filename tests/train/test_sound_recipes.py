@@ -62,6 +62,21 @@ def test_a_published_recipe_fits_its_players(slug, name):
   assert set(losses.players) == set(task.players)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("slug, name", [p for p in RECIPES if "nano" not in p[1]])
+def test_a_published_recipe_has_gradients(slug, name):
+  recipe = load_experiment(slug).RECIPES[name]()
+  batch, task, key = batch_shapes(recipe), recipe.task, jax.random.key(0)
+  variables = jax.eval_shape(task.init, key, batch)
+
+  def loss(params, variables, batch):
+    found = task.losses({**variables, "params": params}, batch, key, jnp.int32(0))
+    return sum(found.players.values())
+
+  gradient = jax.eval_shape(jax.grad(loss), variables["params"], variables, batch)
+  assert jax.tree.structure(gradient) == jax.tree.structure(variables["params"])
+
+
 def test_critics_and_spectra_compute_in_bfloat16():
   _, losses = losses_of(load_experiment("encodec").RECIPES["nano"](), jnp.bfloat16)
   assert {loss.dtype for loss in losses.players.values()} == {jnp.dtype("float32")}

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
 
@@ -120,12 +121,8 @@ class MultiScale(nn.Module):
 
 def _halved(wave: Float[Array, "B T C"]) -> Array:
   """torch's AvgPool1d(4, 2, padding=2): the zeros of the padding count."""
-  total = jax.lax.reduce_window(
-    wave,
-    jnp.zeros((), wave.dtype),
-    jax.lax.add,
-    (1, 4, 1),
-    (1, 2, 1),
-    ((0, 0), (2, 2), (0, 0)),
-  )
+  # Of numpy: a window's sum has a gradient only where the zero is known while tracing.
+  zero = np.zeros((), wave.dtype)
+  windows = (1, 4, 1), (1, 2, 1), ((0, 0), (2, 2), (0, 0))
+  total = jax.lax.reduce_window(wave, zero, jax.lax.add, *windows)
   return total / jnp.asarray(4, wave.dtype)

@@ -92,7 +92,10 @@ def _run(request: dict[str, Any], topology: Topology) -> Iterator[dict[str, Any]
 
 
 def _last_words(code: int, text: str) -> str:
+  # jax ends a traceback with a note on how to get more of it.
+  note = ("--------------------", "For simplicity, JAX has removed")
   lines = [line for line in text.splitlines() if line.strip()]
+  lines = [line for line in lines if not line.startswith(note)]
   return (
     f"the process that compiles ended with code {code}: "
     f"{lines[-1].strip()[:300] if lines else 'it said nothing'}"
