@@ -266,8 +266,8 @@ def _table_lines(rows: list[dict[str, Any]], source: str) -> list[str]:
     "",
     f"Means over {_SOUNDS} {_SOUNDS_OF[source]}, the first {_SECONDS[source]:g} s of each. Taxonomy: the "
     "survey's, of the published systems. `-nano` codecs are small and were trained for minutes on "
-    "other sounds of the kind, but for EnCodec's without critics, and without teachers (DM-Codec "
-    "is SpeechTokenizer then): they say nothing of the published ones. DNSMOS is of the first "
+    "other sounds of the kind, without critics and without teachers (DM-Codec is SpeechTokenizer "
+    "then), not all for as many steps: they say nothing of the published ones. DNSMOS is of the first "
     f"{_HEARD} sounds. A dash: not computed.",
     "",
     f"| {' | '.join(heads)} |",

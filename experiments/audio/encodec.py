@@ -117,7 +117,7 @@ def speech_nano() -> Recipe:
 
   Of `checkpoints/encodec-speech-nano.safetensors`. No LSTM.
   """
-  return speech(SYSTEM, SPEECH, {"commitment": 0.25})
+  return speech(SYSTEM, SPEECH, {"commitment": 0.25}, steps=800)
 
 
 def speech_gan_nano() -> Recipe:

@@ -98,7 +98,7 @@ def speech(
   model: Any,
   weights: Mapping[str, float],
   *,
-  steps: int = 400,
+  steps: int = 500,
 ) -> Recipe:
   """Half seconds of the speech prompts at 16 kHz, spectra and waves, without critics.
 
