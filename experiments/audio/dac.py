@@ -8,8 +8,8 @@ Lab record
   16khz, 24khz, 44khz      the published configurations (conf/final/*.yml): 0.38 s crops; their
                            training data is not public as a set: any folder of audio
 
-Optimizers are those of scripts/train.py, but that weight decay spares what has one axis. Not done
-to the data: the authors' loudness (-16 dB) and random shift of phase.
+Optimizers are those of scripts/train.py. Not done to the data: the authors' loudness (-16 dB) and
+random shift of phase.
 """
 
 import dataclasses
@@ -63,6 +63,7 @@ def _published(rate: str, steps: int) -> Recipe:
     b1=0.8,
     b2=0.99,
     weight_decay=0.01,
+    decay_axes=1,
     clip_norm=1e3,
   )
   critic = dataclasses.replace(optimizer, clip_norm=10.0)

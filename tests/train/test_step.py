@@ -311,13 +311,19 @@ def test_weight_decay_spares_what_the_recipe_names():
     schedule="constant",
     no_decay=("embed",),
   )
-  params = {"class_embedding": jnp.ones((2, 2)), "dense/kernel": jnp.ones((2, 2))}
-  rule = make_optimizer(decayed, 10)
+  params = {
+    "class_embedding": jnp.ones((2, 2)),
+    "dense/kernel": jnp.ones((2, 2)),
+    "dense/bias": jnp.ones(2),
+  }
   zeros = jax.tree.map(jnp.zeros_like, params)
-  with jax.numpy_dtype_promotion("standard"):
-    moved, _ = rule.update(zeros, rule.init(params), params)
-  np.testing.assert_allclose(moved["dense/kernel"], -0.05, rtol=1e-6)
-  np.testing.assert_array_equal(moved["class_embedding"], 0.0)
+  for axes, bias in ((2, 0.0), (1, -0.05)):
+    rule = make_optimizer(dataclasses.replace(decayed, decay_axes=axes), 10)
+    with jax.numpy_dtype_promotion("standard"):
+      moved, _ = rule.update(zeros, rule.init(params), params)
+    np.testing.assert_allclose(moved["dense/kernel"], -0.05, rtol=1e-6)
+    np.testing.assert_array_equal(moved["class_embedding"], 0.0)
+    np.testing.assert_allclose(moved["dense/bias"], bias, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

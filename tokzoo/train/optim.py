@@ -84,7 +84,7 @@ def make_optimizer(config: Optimizer, steps: int) -> optax.GradientTransformatio
     TokzooError: settings that do not go together.
   """
   rate = schedule(config, steps)
-  decays = functools.partial(_decays, config.no_decay)
+  decays = functools.partial(_decays, config.decay_axes, config.no_decay)
   moments: dict[str, Any] = {"b1": config.b1, "b2": config.b2, "eps": config.eps}
   match config.name:
     case "adamw":
@@ -150,11 +150,12 @@ def _exponential(peak: float, decay: float, count: jax.typing.ArrayLike) -> Arra
   return peak * jnp.exp(math.log(decay) * jnp.asarray(count, jnp.float32))
 
 
-def _decays(spared: tuple[str, ...], params: PyTree) -> PyTree:
+def _decays(axes: int, spared: tuple[str, ...], params: PyTree) -> PyTree:
   """True where weight decay applies: gains and biases have one axis, `spared` are named."""
 
   def decays(path: tuple[Any, ...], leaf: Array) -> bool:
     name = jax.tree_util.keystr(path, simple=True, separator="/")
-    return leaf.ndim >= 2 and not any(re.search(pattern, name) for pattern in spared)
+    is_spared = any(re.search(pattern, name) for pattern in spared)
+    return leaf.ndim >= axes and not is_spared
 
   return jax.tree_util.tree_map_with_path(decays, params)

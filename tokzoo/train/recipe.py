@@ -46,7 +46,9 @@ class Optimizer:
   eps: float = 1e-8
   """Added to the root of the second moment."""
   weight_decay: float = 0.0
-  """Decoupled weight decay, on parameters with at least two axes."""
+  """Decoupled weight decay."""
+  decay_axes: int = 2
+  """Axes of a parameter that decays, at least: at 1 gains and biases do too, as by torch's AdamW."""
   no_decay: tuple[str, ...] = ()
   """Regular expressions, found anywhere in a parameter's path, that spare it the decay."""
   clip_norm: float | None = None
