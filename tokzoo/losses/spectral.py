@@ -7,6 +7,7 @@ Waves are float32[B, T, C]; every channel is a signal of its own. The published 
   dac(rate)                windows 32 .. 2048, 5 .. 320 mels (librosa's), L1 of log10, sum
   speechtokenizer(rate)    1024 / 2^i with hop 240 / 2^i, 80 mels, L1 of the natural log, weighed
                            45, 1, 1, 1; DM-Codec's too
+  wavtokenizer(rate)       1024 with hop 256, 100 mels, L1 of the natural log (Vocos's)
 
 EnCodec's paper gives its loss in a formula and its repository does not hold it: `L2` is taken
 as the mean square, the hop as a quarter of the window, the filters as torchaudio's defaults.
@@ -75,6 +76,12 @@ def speechtokenizer(rate_hz: int) -> MelLoss:
     for i in range(4)
   )
   return MelLoss(rate_hz, mels, (45.0, 1.0, 1.0, 1.0))
+
+
+def wavtokenizer(rate_hz: int) -> MelLoss:
+  """WavTokenizer's, which is Vocos's (decoder/loss.py)."""
+  mel = Mel(1024, 256, 100, "htk", unit_area=False, log="e", least=1e-7)
+  return MelLoss(rate_hz, (mel,), (1.0,))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -135,7 +135,6 @@ def mel_filters(
   return filters.astype(np.float32)
 
 
-_SMALLEST = 1e-5
 """What mel magnitudes are raised to before a logarithm, in every published variant."""
 
 
@@ -153,6 +152,7 @@ class Mel:
   unit_area:   each filter has the area of 1 Hz (Slaney's), not the height 1
   floor:       added to every magnitude
   log:         e, 10, or none
+  least:       the smallest value that has a logarithm of its own
   """
 
   n_fft: int
@@ -164,6 +164,7 @@ class Mel:
   unit_area: bool = True
   floor: float = 0.0
   log: Literal["e", "10", "none"] = "10"
+  least: float = 1e-5
 
   def __call__(self, wave: Array, rate_hz: int) -> Float[Array, "N F M"]:
     """Waves float32[B, T, C] to mel spectra, one a channel: N = B C."""
@@ -184,7 +185,7 @@ class Mel:
     mels = (magnitude(spectrum) + self.floor) @ jnp.asarray(filters)
     if self.log == "none":
       return mels
-    logs = jnp.log(jnp.maximum(mels, _SMALLEST))
+    logs = jnp.log(jnp.maximum(mels, self.least))
     return logs / jnp.log(10.0) if self.log == "10" else logs
 
 
