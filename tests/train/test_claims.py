@@ -20,7 +20,8 @@ from tokzoo.train.tasks import Reconstruction
 from tokzoo.weights import flatten
 
 
-def test_a_verdict_counts_the_seeds():
+@pytest.mark.parametrize("together", [False, True])
+def test_a_verdict_counts_the_seeds(together):
   said = []
   claim = Claim(
     "the number is even",
@@ -30,7 +31,7 @@ def test_a_verdict_counts_the_seeds():
     setting="none",
     seeds=(0, 1, 2),
   )
-  verdict = judge(claim, said.append)
+  verdict = judge(claim, said.append, together)
   assert verdict.held == {0: True, 1: False, 2: True} and not verdict.holds
   assert verdict.sentence == "holds for 2 of 3 seeds"
   assert verdict.means() == {"number": 1.0}
