@@ -8,8 +8,8 @@ Lab record
   16khz, 24khz, 44khz      the published configurations (conf/final/*.yml): 0.38 s crops; their
                            training data is not public as a set: any folder of audio
 
-Optimizers are those of scripts/train.py. Not done to the data: the authors' loudness (-16 dB) and
-random shift of phase.
+Optimizers are those of scripts/train.py, what is done to the data is conf/base.yml's. Crops are
+uniform, where the authors draw again (up to eight times) what is softer than -40 LUFS.
 """
 
 import dataclasses
@@ -90,7 +90,15 @@ def _published(rate: str, steps: int) -> Recipe:
     optimizer=optimizer,
   )
   optimizers = {"model": optimizer, "discriminator": critic}
-  return dataclasses.replace(recipe, optimizers=optimizers)
+  heard = {"loudness_db": -16.0, "shift_phase": True}
+  evaluator = recipe.evaluators["held_out"]
+  held_out = dataclasses.replace(evaluator.data, **heard)
+  return dataclasses.replace(
+    recipe,
+    optimizers=optimizers,
+    data=dataclasses.replace(recipe.data, **heard),
+    evaluators={"held_out": dataclasses.replace(evaluator, data=held_out)},
+  )
 
 
 def khz16() -> Recipe:

@@ -11,8 +11,8 @@ Crop = Literal["random", "center", "none", "pieces"]
 class DataConfig:
   """A source and its transforms, applied in the order of the fields.
 
-  Of sound hold `channels`, `sample_rate_hz`, `seconds`, `crop` and `repeat`; of pictures all but
-  `sample_rate_hz` and `seconds`."""
+  Of sound hold `channels`, `crop`, `repeat` and all from `sample_rate_hz` on; of pictures all but
+  those."""
 
   source: str = "photos"
   """photos, digits, fashion-mnist[:PATH], folder:PATH, arrayrecord:PATH, tfds:NAME or
@@ -49,3 +49,7 @@ class DataConfig:
   """Samples a second that sounds are resampled to; None: as stored."""
   seconds: float | None = None
   """Length that sounds are cut to; shorter ones are filled up with silence. None: as stored."""
+  loudness_db: float | None = None
+  """LUFS that every crop of a sound is brought to, its peak no higher than 1; None: as it is."""
+  shift_phase: bool = False
+  """Move the phase of all frequencies of a crop by one random angle."""

@@ -20,6 +20,8 @@ Sounds take steps of their own:
              `pieces`, as the source has cut it already (`tokzoo/data/sources/pieces.py`).
              What is shorter is filled up with silence at its end. Frames that come with a
              sound (a teacher's features) are cut where it is, and filled up with zeros
+  loudness   to `loudness_db` LUFS; channels whose peak is then above 1 are made softer
+  phase      with `shift_phase`, of all frequencies by one angle, uniform in [-pi, pi)
 """
 
 from collections.abc import Callable
@@ -28,6 +30,7 @@ import numpy as np
 from PIL import Image
 
 from tokzoo.data.config import DataConfig
+from tokzoo.data.loudness import at_loudness, phase_shifted
 from tokzoo.data.sound import BadSound, mixer, resampled
 from tokzoo.data.sources.base import BadRecord, Record
 from tokzoo.errors import TokzooError
@@ -155,7 +158,7 @@ def _fixed_sound(config: DataConfig, record: Record) -> Record:
 def _random_sound(
   config: DataConfig, record: Record, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-  """A sound cut to the config's length."""
+  """A sound cut to the config's length, at its loudness; drawn are the start, then the phase."""
   samples, rate_hz = record["audio"], record["rate_hz"]
   example = {"audio": samples, **record.get("frames", {})}
   if config.seconds is not None:
@@ -172,6 +175,11 @@ def _random_sound(
       cut = rows[first : first + count]
       spare_rows = ((0, count - len(cut)), *((0, 0),) * (rows.ndim - 1))
       example[name] = np.pad(cut, spare_rows)
+  if config.loudness_db is not None:
+    example["audio"] = at_loudness(example["audio"], rate_hz, config.loudness_db)
+  if config.shift_phase:
+    shift = float(rng.uniform(-np.pi, np.pi))
+    example["audio"] = phase_shifted(example["audio"], shift)
   if "label" in record:
     example["label"] = record["label"]
   return example
