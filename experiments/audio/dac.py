@@ -50,7 +50,7 @@ def nano() -> Recipe:
 
 def speech_nano() -> Recipe:
   """Half seconds of speech, without critics."""
-  return speech(SYSTEM, SPEECH, _VQ)
+  return speech(SYSTEM, SPEECH, _VQ, steps=700)
 
 
 def _published(rate: str, steps: int) -> Recipe:

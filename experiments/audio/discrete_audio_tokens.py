@@ -7,11 +7,11 @@ Lab record
               and the small ones of the recipes speech-nano (nano where no speech is at hand), of
               whose runs under runs/ those that are missing are trained: reconstruction by the
               survey's metrics that can be computed offline; taxonomy; published rows apart
-              Measured so far: the packaged EnCodec alone. The other recipes speech-nano, some
-              minutes each on two free CPU cores, have not been run
-  claims      the arithmetic of rates; quantizers at equal encoder and steps (not run: with one
-              seed and 300 steps on the way to it RVQ stood at -4.2 dB SI-SNR and FSQ at -7.7, the
-              single codebook was not reached)
+              Measured so far: those that are packaged. Of SNAC and X-Codec the recipes speech-nano
+              have not been run to their end
+  claims      the arithmetic of rates; quantizers at equal encoder and steps (not run as it stands:
+              with 8 filters, no louder start, 300 steps and one seed RVQ stood at -4.2 dB SI-SNR and
+              FSQ at -7.7, the single codebook was not reached)
 
 The survey's neural predictors (UTMOS, PLCMOS, speaker similarity, word error rate) need networks that
 are not at hand offline: they are not computed here, and nothing stands in for them.

@@ -54,7 +54,7 @@ def nano() -> Recipe:
 
 def speech_nano() -> Recipe:
   """Half seconds of speech, without critics."""
-  return speech(SYSTEM, SPEECH, {"commitment": 1.0})
+  return speech(SYSTEM, SPEECH, {"commitment": 1.0}, steps=600)
 
 
 def published() -> Recipe:

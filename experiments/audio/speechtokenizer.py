@@ -84,7 +84,7 @@ def nano() -> Recipe:
 
 def speech_nano() -> Recipe:
   """Half seconds of speech, without critics and without a teacher, whose features the prompts lack."""
-  return speech(SYSTEM, SPEECH, {"commitment": 1.0})
+  return speech(SYSTEM, SPEECH, {"commitment": 1.0}, steps=400)
 
 
 def librispeech() -> Recipe:
