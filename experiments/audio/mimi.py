@@ -4,7 +4,8 @@
 
 Lab record
   nano           synthesised tones at 16 kHz, 2 CPU cores
-  speech-nano    of the survey's benchmark: one speaker, 2 CPU cores; no teacher
+  speech-nano    one speaker, no teacher, 600 steps, two minutes on a CPU: 4.9 dB SI-SNR at 6.4 kbps,
+                 -4.0 dB from one codebook
   published      the published configuration; its data (7 million hours) is not public, and the
                  distillation of WavLM needs a teacher's features in the batches
 

@@ -4,7 +4,8 @@
 
 Lab record
   nano                  synthesised tones at 16 kHz, 2 CPU cores
-  speech-nano           of the survey's benchmark: one speaker, 2 CPU cores
+  speech-nano           of the survey's benchmark: one speaker, CPU; at silence after 120 steps, not
+                        run further
   24khz, 32khz, 44khz   the published configurations, with DAC's objective; the authors published
                         neither training code nor data: any folder of audio
 

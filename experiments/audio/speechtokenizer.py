@@ -4,7 +4,7 @@
 
 Lab record
   nano          synthesised tones at 16 kHz with a made-up teacher of their units, 2 CPU cores
-  speech-nano   of the survey's benchmark: one speaker, 2 CPU cores; no teacher
+  speech-nano   one speaker, no teacher, 400 steps, two minutes on a CPU: 3.0 dB SI-SNR at 3.2 kbps
   librispeech   the published configuration, 3 s of LibriSpeech; HuBERT's features (its hidden
                 states' mean) lie beside each NAME.flac as NAME.teacher.npy
 

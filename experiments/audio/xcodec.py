@@ -4,7 +4,7 @@
 
 Lab record
   nano          synthesised tones at 16 kHz, 2 CPU cores
-  speech-nano   of the survey's benchmark: one speaker, 2 CPU cores
+  speech-nano   of the survey's benchmark: one speaker, CPU; not run yet
   librispeech   the published network with DAC's objective; the authors' own weights of the losses
                 and their semantic reconstruction are not here
 
