@@ -20,7 +20,7 @@ _INK, _GRID, _SCALE = "#222222", "#dddddd", 2
 class Series:
   """One line or set of points of a figure.
 
-  label:  for the legend
+  label:  for the legend; "" stays out of it
   x, y:   of the same length
   line:   join the points
   dots:   mark the points
@@ -238,6 +238,8 @@ def _number(value: float) -> str:
 def _legend(draw, series: Sequence[Series], font, right: float, top: float) -> None:
   y = top + 8 * _SCALE
   for colour, one in zip(_cycle(series), series):
+    if not one.label:
+      continue
     length = draw.textlength(one.label, font)
     x = right - 10 * _SCALE - length
     draw.rectangle(
