@@ -221,7 +221,7 @@ def _fit_together(wishes: Sequence[_Wish]) -> list[Variables]:
     return stack(leaves)
 
   batches = (
-    jax.tree.map(stacked, *rows)
+    jax.tree.map(stacked, *map(dict, rows))
     for rows in zip(*(wish.batches for wish in wishes), strict=False)
   )
   keys = jax.vmap(jax.random.split)(jnp.stack([jax.random.key(seed) for seed in seeds]))
@@ -232,7 +232,7 @@ def _fit_together(wishes: Sequence[_Wish]) -> list[Variables]:
   state = jax.vmap(optimizer.init)(variables["params"])
   step = jax.jit(jax.vmap(update, in_axes=(0, 0, 0, 0, None)))
   for index in range(steps):
-    batch = first if index == 0 else dict(next(batches))
+    batch = first if index == 0 else next(batches)
     variables, state = step(variables, state, batch, keys[:, 1], np.int32(index))
   return [jax.tree.map(lambda leaf, i=i: leaf[i], variables) for i in range(len(seeds))]
 
