@@ -46,6 +46,23 @@ def test_the_gradient_of_a_large_kernel_is_that_of_xla(shape):
   assert ("while" in program) == (shape[1] * shape[2] >= 4096)
 
 
+@pytest.mark.parametrize("shape", [(1, 64, 64), (3, 82, 64)])
+def test_wide_features_are_convolved_by_winograds_products(shape):
+  """One piece; pieces of 20 rows, which do not divide the grid. Others keep XLA's convolution."""
+  for outputs in (128, 160):
+    x, kernel = draw(0, *shape, 144), draw(1, 3, 3, 144, outputs) / 300
+    assert_close(jax.jit(same_conv)(x, kernel), plain(x, kernel))
+
+  def has_products(x, kernel):
+    return "dot_general" in jax.jit(same_conv).lower(x, kernel).as_text()
+
+  assert has_products(x, kernel)
+  assert not has_products(x[..., :127], kernel[..., :127, :])
+  assert not has_products(x[:, :-1], kernel)
+  assert not has_products(x[:, :62, :64], kernel)
+  assert not has_products(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
+
+
 def test_the_kernel_keeps_its_dtype():
   x, kernel = (
     jnp.ones((1, 64, 64, 2), jnp.bfloat16),
