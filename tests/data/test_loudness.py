@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from tokzoo.cli.experiments import load_experiment
-from tokzoo.data import loader
+from tokzoo.data import DataConfig, loader
 from tokzoo.data.loudness import QUIETEST, at_loudness, loudness, phase_shifted
 from tokzoo.data.packaged import sound_crops
+from tokzoo.data.transforms import random_part
 
 RATE = 48_000
 
@@ -70,7 +71,26 @@ def test_crops_have_the_loudness_and_a_phase_of_their_own():
   assert np.abs(crops[1] - crops[2]).max() > 0.1
 
 
-def test_dacs_published_data_have_both():
+def test_soft_crops_are_drawn_again_but_not_for_ever():
+  """Two seconds of tone in sixteen: one crop in seven hears it, one of eight draws mostly does."""
+  silence = np.zeros((16 * RATE, 1), np.float32)
+  half = silence.copy()
+  half[: 2 * RATE] = tone(2.0, peak=0.1)
+  uniform = DataConfig(source="tones", crop="random", seconds=0.38, channels=1)
+  loud = dataclasses.replace(uniform, softest_db=-40.0)
+
+  def heard(config: DataConfig, samples: np.ndarray) -> int:
+    record = {"audio": samples, "rate_hz": RATE, "key": "x"}
+    rngs = (np.random.default_rng(seed) for seed in range(40))
+    crops = [random_part(config, record, rng)["audio"] for rng in rngs]
+    return sum(loudness(crop, RATE) > -40.0 for crop in crops)
+
+  assert heard(uniform, half) < 12
+  assert heard(loud, half) > 20
+  assert heard(loud, silence) == 0
+
+
+def test_dacs_published_data_have_all_three():
   recipe = load_experiment("dac").RECIPES["44khz"]()
   for data in (recipe.data, recipe.evaluators["held_out"].data):
-    assert data.loudness_db == -16.0 and data.shift_phase
+    assert data.loudness_db == -16.0 and data.shift_phase and data.softest_db == -40.0

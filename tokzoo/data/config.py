@@ -49,6 +49,8 @@ class DataConfig:
   """Samples a second that sounds are resampled to; None: as stored."""
   seconds: float | None = None
   """Length that sounds are cut to; shorter ones are filled up with silence. None: as stored."""
+  softest_db: float | None = None
+  """LUFS that a random crop of a sound must be above, else it is drawn again; None: any will do."""
   loudness_db: float | None = None
   """LUFS that every crop of a sound is brought to, its peak no higher than 1; None: as it is."""
   shift_phase: bool = False

@@ -19,7 +19,9 @@ Sounds take steps of their own:
   crop       `seconds`: `random`, uniform over all places; `center`; `none`, from the start;
              `pieces`, as the source has cut it already (`tokzoo/data/sources/pieces.py`).
              What is shorter is filled up with silence at its end. Frames that come with a
-             sound (a teacher's features) are cut where it is, and filled up with zeros
+             sound (a teacher's features) are cut where it is, and filled up with zeros.
+             A `random` crop softer than `softest_db` LUFS is drawn again, up to eight times
+             in all; the last is taken as it is
   loudness   to `loudness_db` LUFS; channels whose peak is then above 1 are made softer
   phase      with `shift_phase`, of all frequencies by one angle, uniform in [-pi, pi)
 """
@@ -30,10 +32,13 @@ import numpy as np
 from PIL import Image
 
 from tokzoo.data.config import DataConfig
-from tokzoo.data.loudness import at_loudness, phase_shifted
+from tokzoo.data.loudness import at_loudness, loudness, phase_shifted
 from tokzoo.data.sound import BadSound, mixer, resampled
 from tokzoo.data.sources.base import BadRecord, Record
 from tokzoo.errors import TokzooError
+
+_TRIES = 8
+"""Draws of a crop that is loud enough, as audiotools has it."""
 
 _PILLOW = {
   "nearest": Image.Resampling.NEAREST,
@@ -158,23 +163,13 @@ def _fixed_sound(config: DataConfig, record: Record) -> Record:
 def _random_sound(
   config: DataConfig, record: Record, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-  """A sound cut to the config's length, at its loudness; drawn are the start, then the phase."""
-  samples, rate_hz = record["audio"], record["rate_hz"]
-  example = {"audio": samples, **record.get("frames", {})}
-  if config.seconds is not None:
-    length = max(round(config.seconds * rate_hz), 1)
-    spare = max(len(samples) - length, 0)
-    start = {"none": 0, "pieces": 0, "center": spare // 2}.get(config.crop)
-    if start is None:
-      start = int(rng.integers(spare + 1))
-    whole_s, start_s = len(samples) / rate_hz, start / rate_hz
-    for name, rows in example.items():
-      # Whole frames a second, so that every crop has as many.
-      rows_hz = rate_hz if name == "audio" else max(round(len(rows) / whole_s), 1)
-      first, count = round(start_s * rows_hz), max(round(config.seconds * rows_hz), 1)
-      cut = rows[first : first + count]
-      spare_rows = ((0, count - len(cut)), *((0, 0),) * (rows.ndim - 1))
-      example[name] = np.pad(cut, spare_rows)
+  """A sound cut to the config's length, at its loudness; drawn are the starts, then the phase."""
+  example, rate_hz = _cut(config, record, rng), record["rate_hz"]
+  if config.crop == "random" and config.softest_db is not None:
+    for _ in range(_TRIES - 1):
+      if loudness(example["audio"], rate_hz) > config.softest_db:
+        break
+      example = _cut(config, record, rng)
   if config.loudness_db is not None:
     example["audio"] = at_loudness(example["audio"], rate_hz, config.loudness_db)
   if config.shift_phase:
@@ -182,6 +177,30 @@ def _random_sound(
     example["audio"] = phase_shifted(example["audio"], shift)
   if "label" in record:
     example["label"] = record["label"]
+  return example
+
+
+def _cut(
+  config: DataConfig, record: Record, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+  """`seconds` of a sound and of the frames that come with it."""
+  samples, rate_hz = record["audio"], record["rate_hz"]
+  example = {"audio": samples, **record.get("frames", {})}
+  if config.seconds is None:
+    return example
+  length = max(round(config.seconds * rate_hz), 1)
+  spare = max(len(samples) - length, 0)
+  start = {"none": 0, "pieces": 0, "center": spare // 2}.get(config.crop)
+  if start is None:
+    start = int(rng.integers(spare + 1))
+  whole_s, start_s = len(samples) / rate_hz, start / rate_hz
+  for name, rows in example.items():
+    # Whole frames a second, so that every crop has as many.
+    rows_hz = rate_hz if name == "audio" else max(round(len(rows) / whole_s), 1)
+    first, count = round(start_s * rows_hz), max(round(config.seconds * rows_hz), 1)
+    cut = rows[first : first + count]
+    spare_rows = ((0, count - len(cut)), *((0, 0),) * (rows.ndim - 1))
+    example[name] = np.pad(cut, spare_rows)
   return example
 
 
