@@ -344,7 +344,7 @@ def streaming(seed: int) -> dict[str, float]:
 _SHEET = "sheet of the audio codecs, section 5; arXiv 2210.13438"
 _SETTING = (
   f"4 kHz synthesised tones, SEANet of 12 filters and hop 8 without LSTM, 8 x 64 codes, waveform L1 "
-  f"and commitment alone, {_STEPS:,} steps of 8 half seconds; 32 held-out half seconds"
+  f"and commitment alone, {_STEPS} steps of 8 half seconds; 32 held-out half seconds"
 )
 
 
