@@ -71,6 +71,25 @@ def test_a_claim_that_is_not_there(experiment, tmp_path):
     _run(tmp_path, 3)
 
 
+def test_a_benchmark_is_measured_with_all_claims_or_when_asked_for(
+  experiment, tmp_path
+):
+  with pytest.raises(TokzooError, match="no benchmark: leave out --benchmark"):
+    reproducing.reproduce("titok", out=tmp_path, benchmark=True)
+  tables = iter(("first table", "second table"))
+  experiment.benchmark = lambda folder, say: [next(tables)]
+
+  def shown(**options) -> str:
+    reproducing.reproduce("titok", out=tmp_path, **options)
+    return (tmp_path / "titok" / "report.md").read_text()
+
+  assert "first table" in shown()
+  assert "first table" in shown(claims=(1,))
+  assert "second table" in shown(claims=(1,), benchmark=True)
+  with pytest.raises(TokzooError, match="leave out --claims"):
+    shown(merge=(tmp_path,), benchmark=True)
+
+
 def test_seeds_measured_apart_make_the_report_of_one_run(experiment, tmp_path):
   whole = _run(tmp_path / "whole")
   for seed in (2, 0, 1):

@@ -35,6 +35,7 @@ def reproduce(
   seeds: tuple[int, ...] = (),
   together: bool = False,
   merge: tuple[Path, ...] = (),
+  benchmark: bool = False,
   json: bool = False,
 ) -> None:
   """Measures the claims of a system and writes report.md, numbers.json and figure.png.
@@ -53,6 +54,8 @@ def reproduce(
       fast as one seed where small models leave an accelerator idle.
     merge: measure nothing; take the numbers under DIR/SLUG of earlier runs, seed by seed, into
       the report in OUT/SLUG. Of a seed that several have, the last one's count.
+    benchmark: measure what the system has beside its claims (discrete-audio-tokens: the table of
+      codecs) though --claims names some of them; with all claims it is measured anyway.
     json: print numbers.json instead of the table.
   """
   title = find_system(slug).title
@@ -64,10 +67,12 @@ def reproduce(
       f"{slug} has the claims 1 to {len(every)}, there is no claim {wrong[0]}."
     )
   folder = out / slug
+  if benchmark and not hasattr(experiment, "benchmark"):
+    raise TokzooError(f"{slug} has claims alone, no benchmark: leave out --benchmark.")
   if merge:
-    if claims or seeds:
+    if claims or seeds or benchmark:
       raise TokzooError(
-        "--merge takes all that the folders hold: leave out --claims and --seeds."
+        "--merge takes all that the folders hold: leave out --claims, --seeds and --benchmark."
       )
     pairs = _merged(every, folder, [each / slug for each in merge])
     entries = [entry for _, entry in pairs]
@@ -98,7 +103,8 @@ def reproduce(
     seconds = time.perf_counter() - started
     entries.append(_entry(verdicts[-1], seconds) | here)
   numbers = {"system": slug, **here, "claims": entries}
-  _write(experiment, folder, title, numbers, verdicts, not claims, json)
+  is_whole = benchmark or not claims
+  _write(experiment, folder, title, numbers, verdicts, is_whole, json)
 
 
 def _write(
