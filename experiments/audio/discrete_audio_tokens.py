@@ -7,8 +7,7 @@ Lab record
               and the small ones of the recipes speech-nano (nano where no speech is at hand), of
               whose runs under runs/ those that are missing are trained: reconstruction by the
               survey's metrics that can be computed offline; taxonomy; published rows apart
-              Measured so far: those that are packaged. Of SNAC and X-Codec the recipes speech-nano
-              have not been run to their end
+              Measured: the seven that are packaged; DM-Codec is SpeechTokenizer without teachers
   claims      the arithmetic of rates; quantizers at equal encoder and steps: RVQ is 4.8 dB above
               the single codebook and 4.5 above FSQ; FSQ is above the single one by 0.1 to 0.6 dB in
               SI-SNR, and behind it by 4 % in mel distance for two of three seeds

@@ -4,7 +4,9 @@
 
 Lab record
   nano          synthesised tones at 16 kHz, 2 CPU cores
-  speech-nano   of the survey's benchmark: one speaker, CPU; not run yet
+  speech-nano   one speaker, 800 steps, six minutes on a CPU core (checkpoints/xcodec-speech-nano):
+                held-out half seconds come back at 9.0 dB SI-SNR from 6.4 kbps, all codes in use.
+                Its HuBERT is a small one of random weights, which do not learn
   librispeech   the published network with DAC's objective; the authors' own weights of the losses
                 and their semantic reconstruction are not here
 
@@ -70,7 +72,7 @@ def nano() -> Recipe:
 
 def speech_nano() -> Recipe:
   """Half seconds of speech, without critics."""
-  return speech(SYSTEM, SPEECH, {"commitment": 1.0})
+  return speech(SYSTEM, SPEECH, {"commitment": 1.0}, steps=800)
 
 
 def librispeech() -> Recipe:

@@ -59,7 +59,9 @@ OTHERS = {
   "wavtokenizer": 7.0,
   "mimi": 4.0,
   "speechtokenizer": 3.0,
-  "dac": 0.0,
+  "dac": 7.0,
+  "snac": 6.5,
+  "xcodec": 7.5,
 }
 """SI-SNR in dB that the second has at least."""
 
