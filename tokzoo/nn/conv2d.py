@@ -74,11 +74,9 @@ def _winograd(x: Array, kernel: Array) -> Array:
   (batch, height, width, inputs), outputs = x.shape, kernel.shape[-1]
   rows = min(height, max(2, _PLACES // (batch * width) // 2 * 2))
   steps = -(-height // rows)
-  missing = steps * rows - height
+  missing, wider = steps * rows - height, max(0, outputs - inputs)
   # What the loop overwrites. Zeros would do, but XLA lays those of all layers out at the start.
-  made = jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, max(0, outputs - inputs))))[
-    ..., :outputs
-  ]
+  made = jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, wider)))[..., :outputs]
   x = jnp.pad(x, ((0, 0), (1, 1 + missing), (0, 0), (0, 0)))
   matrices = _along_both(kernel, _taps)
 
