@@ -105,6 +105,18 @@ def test_each_player_has_a_gradient_and_the_balanced_one_has_its_shares():
   assert not any(np.any(g) for g in jax.tree.leaves(gradient["decoder"]))
 
 
+def test_spectral_norms_hold_from_the_first_look():
+  """Vectors as they are drawn know nothing of the kernel: a fiftieth of its norm, layer by layer."""
+  critic = ScaleCritic((16, 16, 32, 64, 64, 64, 64), 4, "spectral")
+  variables = jax.jit(critic.init)(jax.random.key(0), BATCH["audio"])
+  assert len(variables["spectral"]) == 8
+  for name, vectors in variables["spectral"].items():
+    kernel = np.asarray(variables["params"][name]["kernel"])
+    matrix = kernel.reshape(-1, kernel.shape[-1]).T
+    sigma = vectors["left"] @ matrix @ vectors["right"]
+    assert sigma > 0.3 * np.linalg.norm(matrix, 2)
+
+
 @pytest.mark.slow
 def test_what_critics_keep_moves_once_a_step():
   network = Critics((ListOf(ScaleCritic((2,) * 7, 1, "spectral")),))
@@ -115,8 +127,8 @@ def test_what_critics_keep_moves_once_a_step():
   assert jax.tree.structure(old) == jax.tree.structure(new)
   pairs = zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
   moved = [not np.array_equal(a, b) for a, b in pairs]
-  # All but the left vector of the logits' kernel, which is 1.
-  assert sum(moved) >= len(moved) - 1
+  # All but the logits' kernel's, which has one row: the first iteration has found them.
+  assert sum(moved) == len(moved) - 2
 
 
 def test_evaluation_counts_valid_rows_only():

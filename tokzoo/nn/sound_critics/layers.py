@@ -28,8 +28,8 @@ class NormConv(nn.Module):
   """A convolution over any number of axes, its kernel normalised as the name says.
 
   weight:    g v / |v|, a norm for each output channel; g starts as |v|
-  spectral:  v / sigma, the largest singular value by one power iteration a training step,
-             whose vectors are the collection `spectral`
+  spectral:  v / sigma, the largest singular value by one power iteration a training step and one
+             at the start, whose vectors are the collection `spectral`
 
   Fields are those of a Linen convolution; `padding` counts samples on both sides.
   """
@@ -91,8 +91,9 @@ class NormConv(nn.Module):
     if self.is_mutable_collection("spectral"):
       v = _unit(fixed.T @ u)
       u = _unit(fixed @ v)
-      if not self.is_initializing():
-        left.value, right.value = u, v
+      # While initializing too, where torch iterates at its first look: vectors as drawn make a
+      # sigma of hundredths, and a generator that is judged by it a gradient that is not finite.
+      left.value, right.value = u, v
     return u @ (matrix @ v)
 
 
