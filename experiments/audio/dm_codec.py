@@ -39,7 +39,7 @@ from tokzoo.tokenizers.audio.dm_codec import PRESETS, Config
 from tokzoo.train import Evaluator, Optimizer, Recipe
 from tokzoo.train.claims import Claim, fit, kept_rows
 from tokzoo.train.sound import Distillation, SoundAdversary, SoundReconstruction
-from tokzoo.train.sound_recipes import GAIN, WAVE, LouderStart, at_scale
+from tokzoo.train.sound_recipes import GAIN, WAVE, LouderStart, at_scale, with_critics
 
 SYSTEM = "dm-codec"
 
@@ -90,6 +90,23 @@ def nano() -> Recipe:
   )
 
 
+_ADVERSARY = SoundAdversary(
+  network=Critics(
+    (
+      MultiPeriod(),
+      MultiScale(),
+      MSSTFT(n_ffts=(1024, 2048, 512, 256, 128)),
+    )
+  ),
+  feature_factor=2.0,
+)
+
+
+def gan_nano() -> Recipe:
+  """The same with critics."""
+  return with_critics(nano(), _ADVERSARY)
+
+
 def librispeech() -> Recipe:
   """LibriSpeech train-clean-100, 100 epochs of 28,539 utterances, 6 a batch on 2 GPUs."""
   model = PRESETS["dm-codec"]
@@ -100,16 +117,7 @@ def librispeech() -> Recipe:
     l1=500.0,
     mel=spectral.speechtokenizer(rate),
     weights={"commitment": 10.0},
-    adversary=SoundAdversary(
-      network=Critics(
-        (
-          MultiPeriod(),
-          MultiScale(),
-          MSSTFT(n_ffts=(1024, 2048, 512, 256, 128)),
-        )
-      ),
-      feature_factor=2.0,
-    ),
+    adversary=_ADVERSARY,
     distillation=Distillation(weight=120.0, teachers=BOTH),
   )
   return at_scale(
@@ -123,7 +131,7 @@ def librispeech() -> Recipe:
   )
 
 
-RECIPES = {"nano": nano, "librispeech": librispeech}
+RECIPES = {"nano": nano, "gan-nano": gan_nano, "librispeech": librispeech}
 
 # ---------------------------------------------------------------- claims
 

@@ -8,6 +8,7 @@ Lab record
                         (checkpoints/snac-speech-nano): held-out half seconds come back at 7.7 dB
                         SI-SNR from 1.75 kbps. With the quantizer's losses at their published
                         weights three of four seeds stayed at silence
+  speech-gan-nano       the whole objective with small critics, on from there for 200 steps: 8.0 dB
   24khz, 32khz, 44khz   the published configurations, with DAC's objective; the authors published
                         neither training code nor data: any folder of audio
 
@@ -21,7 +22,7 @@ from tokzoo.nn.sound_critics import Critics, MultiBand, MultiPeriod
 from tokzoo.tokenizers.audio.snac import PRESETS, Config
 from tokzoo.train import Optimizer, Recipe
 from tokzoo.train.sound import SoundAdversary, SoundReconstruction
-from tokzoo.train.sound_recipes import LIGHT_VQ, at_scale, small, speech
+from tokzoo.train.sound_recipes import LIGHT_VQ, at_scale, small, speech, with_critics
 
 SYSTEM = "snac"
 
@@ -53,6 +54,18 @@ def speech_nano() -> Recipe:
   return speech(SYSTEM, SPEECH, LIGHT_VQ, steps=1000)
 
 
+_ADVERSARY = SoundAdversary(
+  network=Critics((MultiPeriod(), MultiBand()), peak=0.8),
+  feature_weight=2.0,
+  skips_logits=True,
+)
+
+
+def speech_gan_nano() -> Recipe:
+  """Half seconds of speech with the whole objective, on from the packaged codec."""
+  return with_critics(speech_nano(), _ADVERSARY, "snac-speech-nano")
+
+
 def _published(rate_name: str) -> Recipe:
   """DAC's objective: SNAC's own recipe was not published."""
   model = PRESETS[f"snac-{rate_name}"]
@@ -64,11 +77,7 @@ def _published(rate_name: str) -> Recipe:
     mel=spectral.dac(rate),
     mel_weight=15.0,
     weights=_VQ,
-    adversary=SoundAdversary(
-      network=Critics((MultiPeriod(), MultiBand()), peak=0.8),
-      feature_weight=2.0,
-      skips_logits=True,
-    ),
+    adversary=_ADVERSARY,
   )
   return at_scale(
     SYSTEM,
@@ -99,6 +108,7 @@ def khz44() -> Recipe:
 RECIPES = {
   "nano": nano,
   "speech-nano": speech_nano,
+  "speech-gan-nano": speech_gan_nano,
   "24khz": khz24,
   "32khz": khz32,
   "44khz": khz44,

@@ -23,7 +23,7 @@ from tokzoo.nn.sound_critics import MSSTFT, Critics, MultiPeriod, MultiScale
 from tokzoo.tokenizers.audio.speechtokenizer import PRESETS, Config
 from tokzoo.train import Evaluator, Optimizer, Recipe
 from tokzoo.train.sound import Distillation, SoundAdversary, SoundReconstruction
-from tokzoo.train.sound_recipes import at_scale, speech
+from tokzoo.train.sound_recipes import at_scale, speech, with_critics
 
 SYSTEM = "speechtokenizer"
 
@@ -87,6 +87,23 @@ def speech_nano() -> Recipe:
   return speech(SYSTEM, SPEECH, {"commitment": 1.0}, steps=400)
 
 
+_ADVERSARY = SoundAdversary(
+  network=Critics(
+    (
+      MultiPeriod(),
+      MultiScale(),
+      MSSTFT(n_ffts=(1024, 2048, 512, 256, 128)),
+    )
+  ),
+  feature_factor=2.0,
+)
+
+
+def speech_gan_nano() -> Recipe:
+  """Half seconds of speech with the whole objective, on from the packaged codec."""
+  return with_critics(speech_nano(), _ADVERSARY, "speechtokenizer-speech-nano")
+
+
 def librispeech() -> Recipe:
   """LibriSpeech, 10 epochs of 281,241 utterances, 6 a batch on 2 GPUs [as far as known]."""
   model = PRESETS["speechtokenizer-hubert-avg"]
@@ -97,16 +114,7 @@ def librispeech() -> Recipe:
     l1=500.0,
     mel=spectral.speechtokenizer(rate),
     weights={"commitment": 10.0},
-    adversary=SoundAdversary(
-      network=Critics(
-        (
-          MultiPeriod(),
-          MultiScale(),
-          MSSTFT(n_ffts=(1024, 2048, 512, 256, 128)),
-        )
-      ),
-      feature_factor=2.0,
-    ),
+    adversary=_ADVERSARY,
     distillation=Distillation(weight=120.0),
   )
   return at_scale(
@@ -120,4 +128,9 @@ def librispeech() -> Recipe:
   )
 
 
-RECIPES = {"nano": nano, "speech-nano": speech_nano, "librispeech": librispeech}
+RECIPES = {
+  "nano": nano,
+  "speech-nano": speech_nano,
+  "speech-gan-nano": speech_gan_nano,
+  "librispeech": librispeech,
+}

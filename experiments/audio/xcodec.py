@@ -7,6 +7,7 @@ Lab record
   speech-nano   one speaker, 800 steps, six minutes on a CPU core (checkpoints/xcodec-speech-nano):
                 held-out half seconds come back at 9.0 dB SI-SNR from 6.4 kbps, all codes in use.
                 Its HuBERT is a small one of random weights, which do not learn
+  speech-gan-nano   the whole objective with small critics, on from there for 200 steps: 9.3 dB
   librispeech   the published network with DAC's objective; the authors' own weights of the losses
                 and their semantic reconstruction are not here
 
@@ -21,7 +22,7 @@ from tokzoo.nn.sound_critics import MSSTFT, Critics, MultiPeriod
 from tokzoo.tokenizers.audio.xcodec import PRESETS, Config
 from tokzoo.train import Optimizer, Recipe
 from tokzoo.train.sound import SoundAdversary, SoundReconstruction
-from tokzoo.train.sound_recipes import at_scale, small, speech
+from tokzoo.train.sound_recipes import at_scale, small, speech, with_critics
 
 SYSTEM = "xcodec"
 
@@ -75,6 +76,16 @@ def speech_nano() -> Recipe:
   return speech(SYSTEM, SPEECH, {"commitment": 1.0}, steps=800)
 
 
+_ADVERSARY = SoundAdversary(
+  network=Critics((MultiPeriod(), MSSTFT())), feature_weight=2.0
+)
+
+
+def speech_gan_nano() -> Recipe:
+  """Half seconds of speech with the whole objective, on from the packaged codec."""
+  return with_critics(speech_nano(), _ADVERSARY, "xcodec-speech-nano")
+
+
 def librispeech() -> Recipe:
   """LibriSpeech; the semantic model must be loaded, and its loss is not in the task."""
   model = PRESETS["xcodec-hubert-librispeech"]
@@ -86,9 +97,7 @@ def librispeech() -> Recipe:
     mel=spectral.dac(rate),
     mel_weight=15.0,
     weights={"commitment": 0.25},
-    adversary=SoundAdversary(
-      network=Critics((MultiPeriod(), MSSTFT())), feature_weight=2.0
-    ),
+    adversary=_ADVERSARY,
   )
   return at_scale(
     SYSTEM,
@@ -101,4 +110,9 @@ def librispeech() -> Recipe:
   )
 
 
-RECIPES = {"nano": nano, "speech-nano": speech_nano, "librispeech": librispeech}
+RECIPES = {
+  "nano": nano,
+  "speech-nano": speech_nano,
+  "speech-gan-nano": speech_gan_nano,
+  "librispeech": librispeech,
+}

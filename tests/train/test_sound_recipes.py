@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,11 +12,12 @@ import pytest
 from tests.codecs import CAUSAL, pretrained
 from tokzoo.cli.experiments import load_experiment
 from tokzoo.data.packaged import sound_crops
+from tokzoo.errors import TokzooError
 from tokzoo.metrics import audio as metrics
-from tokzoo.nn.sound_critics import MultiBand, MultiPeriod, MultiScale
+from tokzoo.nn.sound_critics import MSSTFT, Critics, MultiBand, MultiPeriod, MultiScale
 from tokzoo.systems import SYSTEMS
 from tokzoo.train.plan.programs import batch_shapes
-from tokzoo.train.sound_recipes import LouderStart
+from tokzoo.train.sound_recipes import LouderStart, smaller
 from tokzoo.train.step import compute_cast
 from tokzoo.weights import flatten
 
@@ -53,6 +55,21 @@ def test_a_nano_recipe_fits_its_data_and_players(slug, name):
   task, losses = losses_of(recipe)
   assert set(losses.players) == set(task.players) == set(recipe.optimizers)
   assert all(loss.shape == () for loss in losses.players.values())
+
+
+def test_critics_are_made_smaller_kind_by_kind():
+  every = Critics((MultiPeriod(), MultiScale(), MultiBand(), MSSTFT()), peak=0.8)
+  small = smaller(every)
+  assert small.peak == 0.8
+  assert [type(n) for n in small.networks] == [type(n) for n in every.networks]
+  wave, key = jax.ShapeDtypeStruct((1, 4_000, 1), jnp.float32), jax.random.key(0)
+  sizes = [
+    sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(n.init, key, wave)))
+    for n in (every, small)
+  ]
+  assert sizes[1] < sizes[0] / 50
+  with pytest.raises(TokzooError, match="Dense is not a critic"):
+    smaller(nn.Dense(1))
 
 
 @pytest.mark.slow

@@ -13,9 +13,11 @@ from jaxtyping import PRNGKeyArray
 from tokzoo.contract import Batch, Variables
 from tokzoo.data.config import DataConfig
 from tokzoo.data.packaged import sound_crops
+from tokzoo.errors import TokzooError
 from tokzoo.losses import spectral
+from tokzoo.nn.sound_critics import MSSTFT, Critics, MultiBand, MultiPeriod, MultiScale
 from tokzoo.train.recipe import Evaluator, MeshShape, Optimizer, Recipe
-from tokzoo.train.sound import SoundReconstruction
+from tokzoo.train.sound import SoundAdversary, SoundReconstruction
 
 _RATE = 16_000
 
@@ -139,6 +141,60 @@ def speech(
     evaluators={"held_out": Evaluator(data=prompts("test"))},
     save_every=100,
     log_every=20,
+  )
+
+
+def with_critics(
+  recipe: Recipe, adversary: SoundAdversary, init_from: str | None = None
+) -> Recipe:
+  """The whole objective, small: a recipe without critics, and its system's made `smaller`.
+
+  Args:
+    recipe: `small` or `speech`.
+    adversary: as published. Its weights are a twentieth here, where the wave and the spectra of a
+      small codec count for half of one, and not for ten.
+    init_from: the checkpoint that it goes on from, gently; None: from the start.
+  """
+  light = dataclasses.replace(
+    adversary,
+    network=smaller(adversary.network),
+    weight=0.05 * adversary.weight,
+    feature_weight=0.05 * adversary.feature_weight,
+  )
+  gentle = dataclasses.replace(
+    recipe.optimizers["model"], peak_lr=3e-4, warmup_steps=20, weight_decay=0.0
+  )
+  return dataclasses.replace(
+    recipe,
+    name=f"{recipe.name.removesuffix('nano')}gan-nano",
+    task=dataclasses.replace(recipe.task, adversary=light),
+    batch_size=8,
+    steps=200,
+    optimizers={
+      "model": recipe.optimizers["model"] if init_from is None else gentle,
+      "discriminator": gentle,
+    },
+    init_from=init_from,
+    save_every=100,
+    log_every=20,
+  )
+
+
+def smaller(network: Any) -> Any:
+  """Critics of the same kinds for a CPU: one transform, two periods, an eighth of the channels."""
+  match network:
+    case Critics():
+      return Critics(tuple(map(smaller, network.networks)), network.peak)
+    case MultiPeriod():
+      return MultiPeriod((2, 3), tuple(width // 8 for width in network.widths))
+    case MultiScale():
+      return MultiScale(tuple(width // 8 for width in network.widths), groups=4)
+    case MultiBand():
+      return MultiBand((512,), network.width // 8, network.bands)
+    case MSSTFT():
+      return MSSTFT((512,), width=network.width // 8, dilations=network.dilations)
+  raise TokzooError(
+    f"{type(network).__name__} is not a critic of tokzoo/nn/sound_critics: write a small one."
   )
 
 
