@@ -34,12 +34,18 @@ from tokzoo.data.synthesis import NUM_PITCHES, VOWELS_HZ, utterance
 from tokzoo.losses import distillation, spectral
 from tokzoo.metrics import si_snr
 from tokzoo.nn.seanet import SEANet
-from tokzoo.nn.sound_critics import MSSTFT, Critics, MultiPeriod, MultiScale
 from tokzoo.tokenizers.audio.dm_codec import PRESETS, Config
 from tokzoo.train import Evaluator, Optimizer, Recipe
 from tokzoo.train.claims import Claim, fit, kept_rows
-from tokzoo.train.sound import Distillation, SoundAdversary, SoundReconstruction
-from tokzoo.train.sound_recipes import GAIN, WAVE, LouderStart, at_scale, with_critics
+from tokzoo.train.sound import Distillation, SoundReconstruction
+from tokzoo.train.sound_recipes import (
+  GAIN,
+  THREE_KINDS,
+  WAVE,
+  LouderStart,
+  at_scale,
+  with_critics,
+)
 
 SYSTEM = "dm-codec"
 
@@ -90,21 +96,9 @@ def nano() -> Recipe:
   )
 
 
-_ADVERSARY = SoundAdversary(
-  network=Critics(
-    (
-      MultiPeriod(),
-      MultiScale(),
-      MSSTFT(n_ffts=(1024, 2048, 512, 256, 128)),
-    )
-  ),
-  feature_factor=2.0,
-)
-
-
 def gan_nano() -> Recipe:
   """The same with critics."""
-  return with_critics(nano(), _ADVERSARY)
+  return with_critics(nano(), THREE_KINDS)
 
 
 def librispeech() -> Recipe:
@@ -117,7 +111,7 @@ def librispeech() -> Recipe:
     l1=500.0,
     mel=spectral.speechtokenizer(rate),
     weights={"commitment": 10.0},
-    adversary=_ADVERSARY,
+    adversary=THREE_KINDS,
     distillation=Distillation(weight=120.0, teachers=BOTH),
   )
   return at_scale(

@@ -19,11 +19,10 @@ from tokzoo.data.packaged import sound_crops
 from tokzoo.data.sources.tones import TEACHER_DIM
 from tokzoo.losses import spectral
 from tokzoo.nn.seanet import SEANet
-from tokzoo.nn.sound_critics import MSSTFT, Critics, MultiPeriod, MultiScale
 from tokzoo.tokenizers.audio.speechtokenizer import PRESETS, Config
 from tokzoo.train import Evaluator, Optimizer, Recipe
-from tokzoo.train.sound import Distillation, SoundAdversary, SoundReconstruction
-from tokzoo.train.sound_recipes import at_scale, speech, with_critics
+from tokzoo.train.sound import Distillation, SoundReconstruction
+from tokzoo.train.sound_recipes import THREE_KINDS, at_scale, speech, with_critics
 
 SYSTEM = "speechtokenizer"
 
@@ -87,21 +86,9 @@ def speech_nano() -> Recipe:
   return speech(SYSTEM, SPEECH, {"commitment": 1.0}, steps=400)
 
 
-_ADVERSARY = SoundAdversary(
-  network=Critics(
-    (
-      MultiPeriod(),
-      MultiScale(),
-      MSSTFT(n_ffts=(1024, 2048, 512, 256, 128)),
-    )
-  ),
-  feature_factor=2.0,
-)
-
-
 def speech_gan_nano() -> Recipe:
   """Half seconds of speech with the whole objective, on from the packaged codec."""
-  return with_critics(speech_nano(), _ADVERSARY, "speechtokenizer-speech-nano")
+  return with_critics(speech_nano(), THREE_KINDS, "speechtokenizer-speech-nano")
 
 
 def librispeech() -> Recipe:
@@ -114,7 +101,7 @@ def librispeech() -> Recipe:
     l1=500.0,
     mel=spectral.speechtokenizer(rate),
     weights={"commitment": 10.0},
-    adversary=_ADVERSARY,
+    adversary=THREE_KINDS,
     distillation=Distillation(weight=120.0),
   )
   return at_scale(

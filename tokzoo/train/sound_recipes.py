@@ -73,6 +73,14 @@ def small(system: str, model: Any, weights: Mapping[str, float]) -> Recipe:
   )
 
 
+THREE_KINDS = SoundAdversary(
+  network=Critics(
+    (MultiPeriod(), MultiScale(), MSSTFT(n_ffts=(1024, 2048, 512, 256, 128)))
+  ),
+  feature_factor=2.0,
+)
+"""SpeechTokenizer's critics, which DM-Codec took over."""
+
 _SHRINKING = re.compile(
   r"(en|de)coder/layer_.*kernel$|encoder/(block_\d+/)?conv\d/kernel$"
 )
