@@ -6,6 +6,8 @@
 Lab record
   nano          synthesised tones at 16 kHz with two made-up teachers, of their units and of their
                 pitch, 2 CPU cores
+  gan-nano      the same with small critics; in 100 steps their loss fell from 5.0 to 1.8, that of the
+                spectra from 6.1 to 2.2, and the wave was not found yet (l1 0.13)
   librispeech   the published configuration, 3 s of LibriSpeech train-clean-100; HuBERT's and
                 BERT's features lie beside each NAME.flac as NAME.teacher.npy and
                 NAME.teacher_lm.npy
