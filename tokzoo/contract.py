@@ -113,7 +113,8 @@ class Losses:
   metrics:  scalars to log, float32; named losses unweighted
   updates:  new values of mutable collections, e.g. {"codebook": ...}
   turns:    whose turn it is, of players that take turns: one that is not moved keeps its
-            parameters and its optimizer's state. Those not named always move
+            parameters and its optimizer's moments, but its learning rate goes by the run's
+            steps. Those not named always move
   """
 
   players: dict[str, Float[Array, ""]]
@@ -131,7 +132,8 @@ class Task(Protocol):
             one that no player claims is frozen. Most tasks have {"model": ".*"}.
 
   A task may have `adopt(initial) -> Variables` as well: weights that a run starts from, moved
-  to where the task keeps them.
+  to where the task keeps them. And `exact`, names of what in a batch stays float32 where the
+  run computes in bfloat16.
   """
 
   @property

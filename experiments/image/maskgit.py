@@ -8,12 +8,11 @@ Lab record
   nano-imagebert, nano-uvit   TiTok's generators on the same tokens, with guidance
   nano-tokenizer  the LlamaGen VQGAN that makes these tokens (packaged: llamagen-digits-nano)
   maskgit-imagenet-256, -512   the published MaskGIT: Adam 1e-4, betas 0.9 and 0.96, decay
-                  0.045, 5,000 steps of warm-up, batch 256, 2M steps
-  titok-*         the published generators of TiTok: 2e-4 to 1e-5, betas 0.9 and 0.96, decay
-                  0.03, batch 2,048, 500k steps
-
-What was not published and is chosen here: the shape of MaskGIT's learning rate after warm-up
-(constant), and the warm-up of TiTok's generators (10,000 steps, as its tokenizers').
+                  0.045, 5,000 steps of warm-up, then constant, EMA 0.999, batch 256, 2M
+                  steps
+  titok-*, one-d-piece-*   the published generators of TiTok and One-D-Piece: 2e-4 to 1e-5
+                  after 10,000 steps of warm-up, betas 0.9 and 0.96, decay 0.03 on all but
+                  embeddings, EMA 0.999, batch 2,048, 500k steps
 
 The claims stand on Fashion-MNIST (Debian's package dataset-fashion-mnist), 49 tokens a picture;
 on 16 tokens of digits the Frechet distance of pixels did not rise where decoding took one step.
@@ -183,6 +182,7 @@ def _maskgit(name: str, tokens: str) -> Recipe:
         weight_decay=0.045,
       )
     },
+    ema=0.999,
     sampling={"steps": 8, "choice_temperature": 4.5},
   )
 
@@ -197,11 +197,28 @@ def maskgit_imagenet_512() -> Recipe:
   return _maskgit("maskgit-imagenet-512", "imagenet-512-maskgit-vqgan")
 
 
-def _titok(name: str, model, tokens: str, sampling: dict) -> Recipe:
+_LINEAR = {"guidance_decay": "linear"}
+_POWER = {"guidance_decay": "power-cosine", "guidance_power": 3.0}
+_SAMPLING = {
+  "titok-l32": {"steps": 8, "temperature": 9.5, "guidance": 4.5, **_LINEAR},
+  "titok-b64": {"steps": 8, "temperature": 11.0, "guidance": 3.0, **_LINEAR},
+  "titok-s128": {"steps": 64, "temperature": 2.8, "guidance": 6.9, **_POWER},
+  "one-d-piece-s256": {"steps": 16, "temperature": 3.0, "guidance": 12.5, **_POWER},
+  "one-d-piece-b256": {"steps": 16, "temperature": 2.5, "guidance": 8.5, **_POWER},
+  "one-d-piece-l256": {"steps": 16, "temperature": 3.0, "guidance": 5.5, **_POWER},
+}
+"""By tokenizer. The script that TiTok's published distances come from divides the logits by
+0.5 + 0.8 (1 - r) as well; One-D-Piece's leaves that to a flag, off by default."""
+
+
+def _titok(tokenizer: str, network: str = "imagebert") -> Recipe:
+  """ImageNet's tokens of a published tokenizer."""
+  is_titok = tokenizer.startswith("titok")
+  preset = f"{tokenizer if is_titok else 'one-d-piece'}-{network}"
   return _published(
-    name,
-    model,
-    tokens,
+    f"{tokenizer}-{network}",
+    {**IMAGEBERT, **UVIT}[preset],
+    f"imagenet-{tokenizer}",
     batch_size=2048,
     steps=500_000,
     optimizers={
@@ -211,48 +228,13 @@ def _titok(name: str, model, tokens: str, sampling: dict) -> Recipe:
         warmup_steps=10_000,
         b2=0.96,
         weight_decay=0.03,
+        no_decay=("embed",),
         clip_norm=1.0,
       )
     },
-    sampling=sampling,
+    ema=0.999,
+    sampling={**_SAMPLING[tokenizer], "anneal_softmax": is_titok},
   )
-
-
-def titok_l32_imagebert() -> Recipe:
-  """TiTok-L-32's generator."""
-  sampling = {
-    "steps": 8,
-    "temperature": 9.5,
-    "guidance": 4.5,
-    "guidance_decay": "linear",
-  }
-  name = "titok-l32-imagebert"
-  return _titok(name, IMAGEBERT[name], "imagenet-titok-l32", sampling)
-
-
-def titok_b64_imagebert() -> Recipe:
-  """TiTok-B-64's generator."""
-  sampling = {
-    "steps": 8,
-    "temperature": 11.0,
-    "guidance": 3.0,
-    "guidance_decay": "linear",
-  }
-  name = "titok-b64-imagebert"
-  return _titok(name, IMAGEBERT[name], "imagenet-titok-b64", sampling)
-
-
-def titok_s128_uvit() -> Recipe:
-  """TiTok-S-128's generator."""
-  sampling = {
-    "steps": 64,
-    "temperature": 2.8,
-    "guidance": 6.9,
-    "guidance_decay": "power-cosine",
-    "guidance_power": 3.0,
-  }
-  name = "titok-s128-uvit"
-  return _titok(name, UVIT[name], "imagenet-titok-s128", sampling)
 
 
 RECIPES = {
@@ -260,19 +242,22 @@ RECIPES = {
   "nano-imagebert": nano_imagebert,
   "nano-uvit": nano_uvit,
   "nano-tokenizer": nano_tokenizer,
-  "titok-l32-imagebert": titok_l32_imagebert,
-  "titok-b64-imagebert": titok_b64_imagebert,
+  **{
+    f"{tokenizer}-imagebert": functools.partial(_titok, tokenizer)
+    for tokenizer in _SAMPLING
+    if tokenizer != "titok-s128"
+  },
   "maskgit-imagenet-256": maskgit_imagenet_256,
   "maskgit-imagenet-512": maskgit_imagenet_512,
-  "titok-s128-uvit": titok_s128_uvit,
+  "titok-s128-uvit": functools.partial(_titok, "titok-s128", "uvit"),
 }
 
 # ---------------------------------------------------------------- claims
 
 _TOKENIZER_STEPS = 800
-_STEPS = 2400
+_STEPS = 6000
 _BATCH = 32
-_DRAWN = 1000
+_DRAWN = 4000
 _PICTURES = {"train": 20_000, "test": 2_000}
 
 CLOTHES = llamagen.Config(
@@ -291,8 +276,9 @@ _CLAIM = {
   **SMALL,
   "grid": (7, 7),
   "vocab": CLOTHES.num_codes,
-  "width": 64,
-  "mlp_width": 128,
+  "width": 128,
+  "layers": 3,
+  "mlp_width": 256,
 }
 
 
@@ -496,7 +482,8 @@ def three_generators(seed: int) -> dict[str, float]:
 _SHEET = "arXiv 2202.04200, at the scale of this repository"
 _SETTING = (
   "Fashion-MNIST as 7 x 7 tokens of 128 codes (a LlamaGen tokenizer of "
-  f"{_TOKENIZER_STEPS:,} steps of 32), 2 layers of width 64, {_STEPS:,} steps of {_BATCH}, no "
+  f"{_TOKENIZER_STEPS:,} steps of 32), {_CLAIM['layers']} layers of width {_CLAIM['width']}, "
+  f"{_STEPS:,} steps of {_BATCH}, no "
   f"label smoothing, no guidance; {_DRAWN:,} samples; "
   "Frechet distance to 20,000 training pictures in the 64 features of a small convolutional "
   "classifier of them"

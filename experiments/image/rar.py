@@ -96,6 +96,7 @@ def _published(name: str, guidance: float, power: float, temperature: float) -> 
         warmup_steps=62_500,
         b2=0.96,
         weight_decay=0.03,
+        no_decay=("embed", "^modulation/"),
         clip_norm=1.0,
       )
     },

@@ -21,6 +21,7 @@ from tokzoo.hub import abstract_variables
 from tokzoo.tokenizers.image import maskgit_vqgan, one_d_piece, titok
 from tokzoo.tokenizers.image.titok import ProxyCodes, Size
 from tokzoo.tokens import Tokens
+from tokzoo.train.step import compute_cast
 from tokzoo.weights import flatten, write_safetensors
 
 DATA = Path(__file__).parents[1] / "parity/data"
@@ -279,12 +280,44 @@ def test_the_first_stage_learns_the_codes_of_its_teacher():
   assert pattern == r"(?!pixels/)"
 
 
-def run_proxy(task: ProxyCodes, params) -> jax.Array:
+def test_the_teacher_gives_its_codes_in_float32_whatever_the_run_computes_in():
+  task = ProxyCodes(model=TINY)
+  rng = np.random.default_rng(0)
+  image = jnp.asarray(rng.uniform(-1, 1, (64, 8, 8, 3)), jnp.float32)
+  start = task.adopt({"params": random_variables(PIXELS)["params"]})
+  mine = random_variables(TINY)["params"]
+  params = {**mine, "pixels": {**mine["pixels"], **start["params"]["pixels"]}}
+  cast = {"params": compute_cast(params, jnp.bfloat16), "teacher": start["teacher"]}
+  batch = compute_cast({"image": image}, jnp.bfloat16) | dict.fromkeys(
+    task.exact, image
+  )
+  # In bfloat16 one id in 200 is another.
+  ids = run(PIXELS, image, method="encode").ids
+  assert np.array_equal(jax.jit(task.targets)(cast, batch["image"]), ids)
+  with jax.numpy_dtype_promotion("standard"):  # flax's norms raise bfloat16
+    loss = jax.jit(task.losses)(cast, batch, jax.random.key(0), jnp.int32(0))
+    low = compute_cast({"image": image}, jnp.bfloat16)["image"]
+    logits = run_proxy(task, cast["params"], low).astype(jnp.float32)
+  expected = -jnp.take_along_axis(jax.nn.log_softmax(logits), ids[..., None], -1)
+  np.testing.assert_allclose(loss.metrics["cross_entropy"], expected.mean(), rtol=1e-4)
+
+
+def test_the_divergence_counts_every_token():
+  moments = np.asarray(run(VAE, PICTURE, method="latents"))
+  mean, logvar = np.split(moments, 2, axis=-1)
+  logvar = np.clip(logvar, -30, 20)
+  each = 0.5 * (mean**2 + np.exp(logvar) - 1 - logvar)
+  key = jax.random.key(0)
+  output = run(VAE, PICTURE, method="__call__", train=True, rngs={"bits": key})
+  np.testing.assert_allclose(output.losses["kl"], each.sum((1, 2)).mean(), rtol=1e-5)
+
+
+def run_proxy(task: ProxyCodes, params, image=PICTURE) -> jax.Array:
   module = task.model.build()
   logits, _ = jax.jit(
-    lambda p: module.apply({"params": p}, PICTURE, method="proxy_logits")
+    lambda p: module.apply({"params": p}, image, method="proxy_logits")
   )(params)
-  return logits.reshape(2, 16, -1)
+  return logits.reshape(len(image), 16, -1)
 
 
 @pytest.mark.parametrize("slug", ["titok", "maskgit-vqgan", "one-d-piece"])

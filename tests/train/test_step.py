@@ -170,6 +170,30 @@ def test_a_player_starts_at_its_step():
   np.testing.assert_allclose(rates[:5], [0, 0, 0, 0.05, 0.1], atol=1e-7)
 
 
+def test_the_rate_of_a_player_that_sits_out_goes_on():
+  @dataclasses.dataclass(frozen=True)
+  class Turns(Game):
+    def losses(self, variables, batch, rng, step):
+      found = super().losses(variables, batch, rng, step)
+      return found.replace(turns={"critic": step % 2 == 1})
+
+  falling = Optimizer("sgd", peak_lr=0.4, schedule="linear", b1=0.0)
+  still = Optimizer("sgd", peak_lr=0.0, schedule="constant", b1=0.0)
+  recipe = make_recipe(
+    task=Turns(), optimizers={"model": still, "critic": falling}, steps=4
+  )
+  state, step, batches = prepare(recipe)
+  moved = []
+  for batch in batches:
+    before = jax.device_get(state.params["decoder"])
+    state, metrics = step(state, batch)
+    after = jax.device_get(state.params["decoder"])
+    change = optax.global_norm(jax.tree.map(lambda a, b: a - b, after, before))
+    moved.append(float(change) / float(metrics["grad_norm/critic"]))
+  # 0.4, 0.3, 0.2, 0.1 by the run's steps; the first and the third are not its turn.
+  np.testing.assert_allclose(moved, [0, 0.3, 0, 0.1], rtol=1e-3)
+
+
 def test_ema_is_the_moving_average():
   states, _ = run(make_recipe(ema=0.75))
   mean = states[0].params
@@ -201,6 +225,21 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_masters():
   )
   high, _ = run(make_recipe(ema=0.9))
   assert_close(low[-1].params, high[-1].params, rtol=0, atol=0.02)
+
+
+def test_a_task_keeps_what_it_names_exact():
+  seen = []
+
+  @dataclasses.dataclass(frozen=True)
+  class Exact(Linear):
+    exact = ("x",)
+
+    def losses(self, variables, batch, rng, step):
+      seen.append(batch["x"].dtype)
+      return super().losses(variables, batch, rng, step)
+
+  run(make_recipe(task=Exact(), compute_dtype="bfloat16"), steps=1)
+  assert set(seen) == {jnp.dtype("float32")}
 
 
 def test_small_updates_are_not_lost_in_bfloat16():

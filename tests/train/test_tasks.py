@@ -12,7 +12,7 @@ from tokzoo.generators.instella_t2i import ARConfig, DiffusionConfig
 from tokzoo.nn.discriminator import Discriminator
 from tokzoo.tokenizers.image.instella_t2i import Config
 from tokzoo.tokens import Tokens
-from tokzoo.train.adversary import Adversary
+from tokzoo.train.adversary import Adversary, LeCam
 from tokzoo.train.tasks import Generation, Reconstruction
 
 TOKENIZER = Config(
@@ -131,6 +131,19 @@ def test_the_adversary_waits_for_its_start(images, rng):
   after = losses(task, variables, batch, rng, np.int32(100))
   assert before.players["discriminator"] == 0 < after.players["discriminator"]
   assert before.players["model"] == before.metrics["smooth_l1"]
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_the_means_of_lecam_may_wait_for_the_adversary(images, rng, waits):
+  lecam = LeCam(waits=waits)
+  adversary = Adversary(start_step=100, network=Discriminator(8, 1), lecam=lecam)
+  task = Reconstruction(model=TOKENIZER, adversary=adversary, tile=True)
+  batch = {"image": jnp.asarray(images)}
+  variables = start(task, rng, batch)
+  before = losses(task, variables, batch, rng, np.int32(99)).updates["discriminator"]
+  after = losses(task, variables, batch, rng, np.int32(100)).updates["discriminator"]
+  assert (before["lecam"]["real"] == 0) == waits
+  assert after["lecam"]["real"] != 0
 
 
 def test_a_teacher_is_aligned_with(images, rng):

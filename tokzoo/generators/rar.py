@@ -55,7 +55,8 @@ from tokzoo.nn.schedules import power_cosine
 from tokzoo.tokens import Tokens
 from tokzoo.weights import Rule, Table, linear_rules, norm_rules
 
-_INIT = nn.initializers.truncated_normal(0.02)
+_INIT = nn.initializers.normal(0.02)
+"""The authors' truncated normal cuts at 2, a hundred deviations, not at two."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +171,7 @@ class RAR(nn.Module):
     # Codes, the mask, the classes, "no class".
     rows = c.vocab + 1 + c.num_classes + 1
     self.embeddings = nn.Embed(rows, c.width, embedding_init=_INIT)
-    self.cls_token = self.param("cls_token", _INIT, (1, 1, c.width))
+    self.cls_token = self.param("cls_token", nn.initializers.zeros, (1, 1, c.width))
     positions = 1, c.num_tokens + c.spare_positions, c.width
     self.pos_embed = self.param("pos_embed", _INIT, positions)
     self.target_aware_pos_embed = self.param("target_aware_pos_embed", _INIT, positions)

@@ -28,6 +28,8 @@ class LeCam:
   """Take it of the batch's mean logits (TiTok), not of each logit."""
   is_updated_first: bool = True
   """Update the running means before they are used (Open-MAGVIT2), not after (TiTok)."""
+  waits: bool = False
+  """Leave the running means at 0 until the adversary starts (TiTok)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +161,23 @@ def frozen(adversary: Adversary, params: Any, state: dict[str, Any]):
 def started(adversary: Adversary, step: Int[Array, ""]) -> Float[Array, ""]:
   """1 from the adversary's first step on, 0 before."""
   return (step >= adversary.start_step).astype(jnp.float32)
+
+
+def kept(
+  adversary: Adversary,
+  step: Int[Array, ""],
+  new: dict[str, Any],
+  old: dict[str, Any],
+) -> dict[str, Any]:
+  """The discriminator's collection after a step: LeCam's running means may wait."""
+  if adversary.lecam is None or not adversary.lecam.waits:
+    return new
+  is_on = step >= adversary.start_step
+  waiting = {
+    name: jnp.where(is_on, mean, old["lecam"][name])
+    for name, mean in new["lecam"].items()
+  }
+  return {**new, "lecam": waiting}
 
 
 def _regularise(

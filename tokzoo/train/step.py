@@ -7,6 +7,7 @@ its own. The forward pass is written once per player, and XLA merges the copies.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -85,6 +86,7 @@ def gathered(layout: Layout) -> Gather:
 def _losses(task: Task, recipe: Recipe, gather: Gather) -> Callable[..., Losses]:
   """`task.losses` in the compute dtype, with the recipe's rematerialisation."""
   dtype = jnp.dtype(recipe.compute_dtype)
+  exact = getattr(task, "exact", ())
 
   def losses(
     params: Mapping[str, Array],
@@ -96,7 +98,8 @@ def _losses(task: Task, recipe: Recipe, gather: Gather) -> Callable[..., Losses]
     # Collections stay float32: running statistics would drown in bfloat16's rounding.
     whole = gather(compute_cast(dict(params), dtype))
     variables = {"params": unflatten(whole), **collections}
-    return task.losses(variables, compute_cast(batch, dtype), key, step)
+    kept = {name: batch[name] for name in exact}
+    return task.losses(variables, {**compute_cast(batch, dtype), **kept}, key, step)
 
   # Compilers recompute a block where it is needed. They cannot with nothing kept at all:
   # that one piece takes as much memory as none, so there is no such setting.
@@ -211,7 +214,7 @@ def make_step(recipe: Recipe, layout: Layout) -> Step:
       if start:
         new = _where(state.step >= start, new, old)
       if player in found.turns:
-        new = _where(found.turns[player], new, old)
+        new = _moved(found.turns[player], new, old)
       flat |= new[0]
       opt_states[player] = new[1]
       told = {
@@ -247,6 +250,19 @@ def metric_name(kind: str, player: str, assignment: Assignment) -> str:
 
 def _where(condition: Array, new: PyTree, old: PyTree) -> PyTree:
   return jax.tree.map(functools.partial(jnp.where, condition), new, old)
+
+
+def _moved(is_turn: Array, new: PyTree, old: PyTree) -> PyTree:
+  """`new` where it is the player's turn, else `old`; the learning rate goes by the run's steps
+  and falls meanwhile."""
+
+  def is_rate(node: Any) -> bool:
+    return isinstance(node, optax.ScaleByScheduleState)
+
+  def chosen(new: Any, old: Any) -> Any:
+    return new if is_rate(new) else jnp.where(is_turn, new, old)
+
+  return jax.tree.map(chosen, new, old, is_leaf=is_rate)
 
 
 def _average(ema: PyTree | None, params: PyTree, decay: float | None) -> PyTree | None:

@@ -116,7 +116,9 @@ class Reconstruction:
       metrics["adaptive_weight"] = self._adaptive_weight(variables, image, rng)
       weight = weight * metrics["adaptive_weight"]
     if found.state:
-      updates["discriminator"] = found.state
+      updates["discriminator"] = adversaries.kept(
+        self.adversary, step, found.state, state
+      )
     return Losses(
       {
         "model": total + weight * found.fooling,

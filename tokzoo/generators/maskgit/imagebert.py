@@ -3,7 +3,8 @@
 Yu et al., "An Image is Worth 32 Tokens for Reconstruction and Generation", arXiv 2406.07550.
 Written from what bytedance/1d-tokenizer @ 942a96f computes (`modeling/maskgit.py` with
 transformers' BertModel, `MLMLoss` of `modeling/modules/losses.py`); weights on the hub:
-yucornetto/generator_titok_{l32,b64}_imagenet.
+yucornetto/generator_titok_{l32,b64}_imagenet, and One-D-Piece's (arXiv 2501.10064), of equal
+size over 256 tokens: turing-motors/MaskGIT_One-D-Piece-{S,B,L}-256.
 
 Sequence: [class, K tokens]. Ids: codes 0 to V - 1, the mask V, the classes, and "no class".
 Post-norm BERT, exact GELU, layer norms with eps 1e-12; a linear head to the V codes, not tied.
@@ -48,7 +49,8 @@ from tokzoo.nn.schedules import arccos, power_cosine
 from tokzoo.tokens import Tokens
 from tokzoo.weights import Rule, Table, linear_rules, norm_rules
 
-INIT = nn.initializers.truncated_normal(0.02)
+INIT = nn.initializers.normal(0.02)
+"""The authors' truncated normal cuts at 2, a hundred deviations, not at two."""
 _GUIDANCE = ("constant", "linear", "power-cosine")
 
 
@@ -298,6 +300,7 @@ def norm(config: MaskedConfig, name: str) -> nn.LayerNorm:
 PRESETS = {
   "titok-l32-imagebert": ImageBertConfig(),
   "titok-b64-imagebert": ImageBertConfig(grid=(64,)),
+  "one-d-piece-imagebert": ImageBertConfig(grid=(256,)),
 }
 
 _EMBED, _LAYER, _PATH = (

@@ -38,6 +38,8 @@ class UViTConfig(MaskedConfig):
   layers: int = 20
   mlp_width: int = 4096
   norm_eps: float = 1e-5
+  dropout: float = 0.0
+  """The source reads 0.1 from its recipe, and gives its blocks none."""
 
   def build(self) -> "UViT":
     return UViT(self)

@@ -306,7 +306,7 @@ class TiTok(nn.Module):
       return self.quantizer(latents, train=train)
     gaussian = Gaussian(latents)
     values = gaussian.draw(self.make_rng("bits") if train else None)
-    return Quantized(values, values, {"kl": gaussian.kl().mean()})
+    return Quantized(values, values, {"kl": gaussian.kl().sum(-1).mean()})
 
   def proxy_logits(
     self, x: Float[Array, "B H W C"], train: bool = False

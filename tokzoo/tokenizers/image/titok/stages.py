@@ -27,7 +27,8 @@ class ProxyCodes:
   Loss: cross-entropy of the decoder's logits, mean over places, + sum of weights * the
   quantizer's losses. Start the run from the VQGAN's weights (`init_from`): `adopt` puts its
   codebook and decoder where the tokenizer has its own, and its encoder, which no tokenizer
-  needs afterwards, in the collection `teacher`. They stay as they are.
+  needs afterwards, with a copy of the codebook in the collection `teacher`. They stay as they
+  are, and give codes in float32 whatever the tokenizer computes in, as the source's do.
   """
 
   model: Config
@@ -36,6 +37,10 @@ class ProxyCodes:
     default_factory=lambda: {"commitment": 0.25, "codebook": 1.0}
   )
   """Weight of each of the quantizer's losses."""
+
+  @property
+  def exact(self) -> tuple[str, ...]:
+    return ("image",)  # for the teacher
 
   @property
   def players(self) -> Mapping[str, str]:
@@ -88,25 +93,33 @@ class ProxyCodes:
     shown = jnp.clip(output.reconstruction, -1, 1)
     return {"original_over_reconstruction": jnp.concatenate([image, shown], 1)}
 
+  def targets(
+    self, variables: Variables, image: Float[Array, "B H W C"]
+  ) -> Int[Array, "B P"]:
+    """The teacher's codes of images in [-1, 1], float32."""
+    assert self.model.pixels is not None
+    vqgan: Any = self.model.pixels.build()
+    ids = vqgan.apply({"params": variables["teacher"]}, image, method="quantize").ids
+    return jax.lax.stop_gradient(ids)
+
   def _predict(
     self, variables: Variables, image: Array, rng: PRNGKeyArray | None = None
   ) -> tuple[Float[Array, "B P V"], Quantized, Int[Array, "B P"]]:
     """Logits in float32, the quantizer's part, and the teacher's codes; trains with a key."""
 
-    def run(module: TiTok, image: Array):
-      logits, quantized = module.proxy_logits(image, train=rng is not None)
-      return logits, quantized, module.pixels.quantize(image).ids
-
     rngs = None if rng is None else {"bits": rng}
-    module: Any = self.model.build()
     params = variables["params"]
-    teacher = jax.tree.map(lambda leaf: leaf.astype(image.dtype), variables["teacher"])
-    whole = {**params, "pixels": {**params["pixels"], **teacher}}
-    logits, quantized, targets = module.apply(
-      {"params": whole}, image, rngs=rngs, method=run
+    module: Any = self.model.build()
+    logits, quantized = module.apply(
+      {"params": params},
+      image.astype(params["latent_tokens"].dtype),
+      train=rng is not None,
+      rngs=rngs,
+      method="proxy_logits",
     )
+    targets = self.targets(variables, image)
     rows = logits.reshape(*targets.shape, -1).astype(jnp.float32)
-    return rows, quantized, jax.lax.stop_gradient(targets)
+    return rows, quantized, targets
 
 
 def _with_teacher(module: TiTok, image: Array) -> None:
@@ -116,9 +129,9 @@ def _with_teacher(module: TiTok, image: Array) -> None:
 
 
 def _apart(params: Mapping[str, Any]) -> dict[str, Any]:
-  """The encoder of `pixels` as a collection of its own."""
+  """The encoder of `pixels`, with the codebook, as a collection of its own."""
   pixels = dict(params["pixels"])
-  teacher = {"encoder": pixels.pop("encoder")}
+  teacher = {"encoder": pixels.pop("encoder"), "quantizer": pixels["quantizer"]}
   return {"params": {**params, "pixels": pixels}, "teacher": teacher}
 
 
