@@ -22,6 +22,7 @@ from tokzoo.data import (
   loader,
   state_after,
 )
+from tokzoo.data.sources import open_source
 from tokzoo.errors import TokzooError
 
 DIGITS = DataConfig(source="digits", split="test", channels=1, threads=2)
@@ -110,6 +111,19 @@ def test_views_of_a_record_are_drawn_anew():
   in_order = DataConfig(**{**vars(config), "shuffle": False})
   one, other = (take(loader(in_order, 60, seed), 1)["image"] for seed in (0, 1))
   assert (one != other).any(axis=(1, 2, 3)).sum() > 55
+
+
+def test_ten_views_are_each_seen_once_an_epoch():
+  config = DataConfig(
+    source="photos", split="test", resize=20, size=16, crop="ten", repeat=10
+  )
+  count = len(open_source(config))
+  ordered = take(evaluation_batches(config, count), 10)["image"]
+  views = ordered.reshape(10, count, *ordered.shape[1:])
+  assert np.array_equal(views[:5, :, :, ::-1], views[5:])
+  shuffled = take(loader(config, count, seed=3, epochs=1), 10)["image"]
+  rows = [np.unique(x.reshape(len(x), -1), axis=0) for x in (ordered, shuffled)]
+  assert np.array_equal(*rows)
 
 
 def test_arrays(numbered):

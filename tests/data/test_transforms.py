@@ -102,6 +102,19 @@ def test_random_crop_is_uniform_over_all_places():
   assert counts[:3, :4].min() > 60  # 100 are expected
 
 
+def test_ten_crops_are_corners_and_centre_and_their_mirror_images():
+  # Each pixel holds its own place; the centred square of 5 x 8 pixels begins at column 1.
+  image = np.arange(5 * 8, dtype=np.uint8).reshape(5, 8, 1)
+  config = DataConfig(channels=1, crop="ten", size=2, repeat=10)
+  fixed = fixed_part(config, {"image": image, "key": "a.png"})
+  rng = np.random.default_rng(0)
+  found = [random_part(config, {**fixed, "view": n}, rng)["image"] for n in range(10)]
+  corners = np.rint([(view[0, 0, 0] + 1) * 127.5 for view in found[:5]]).astype(int)
+  assert corners.tolist() == [1, 4, 25, 28, 2 * 8 + 3]
+  for plain, mirrored in zip(found[:5], found[5:], strict=True):
+    assert np.array_equal(plain[:, ::-1], mirrored)
+
+
 def test_flip_mirrors_half_of_the_views():
   image = picture(4, 8, 8)
   views = [view(DataConfig(size=8, flip=True), image, seed) for seed in range(200)]
@@ -169,6 +182,12 @@ def test_undecodable_files_are_named(data, reason):
     (DataConfig(size=0), "data.size is 0"),
     (DataConfig(resize=-3), "data.resize is -3"),
     (DataConfig(resize=32, size=64, crop="center"), "data.resize 32 is less than"),
+    (
+      DataConfig(size=8, crop="ten"),
+      "data.repeat is 1 and data.flip False: set repeat",
+    ),
+    (DataConfig(size=8, crop="ten", repeat=10, flip=True), "data.flip True: set"),
+    (DataConfig(seconds=1, crop="ten", repeat=10), "is of pictures"),
   ],
 )
 def test_sizes_that_do_not_go_together(config, words):

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 Filter = Literal["nearest", "box", "bilinear", "bicubic", "lanczos"]
-Crop = Literal["random", "center", "none", "pieces"]
+Crop = Literal["random", "center", "none", "ten", "pieces"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +31,10 @@ class DataConfig:
   antialias: bool = True
   """Widen the filter when shrinking, as Pillow does."""
   crop: Crop = "none"
-  """Where the square of `size` pixels is cut from, or the `seconds` of a sound; pieces: all of a
-  sound, one piece after another, each a record."""
+  """Where the square of `size` pixels is cut from, or the `seconds` of a sound; ten: the corners and
+  the centre of the largest centred square, then their mirror images, one in each of ten views
+  (`repeat`); pieces: all of a sound,
+  one piece after another, each a record."""
   size: int | None = None
   """Side in pixels of the square crop; None: the whole picture (all must be of one size)."""
   flip: bool = False

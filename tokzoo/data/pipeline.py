@@ -251,7 +251,12 @@ def _views(config: DataConfig, source: Source, seed: int | None) -> grain.MapDat
   if config.shuffle and seed is not None:
     views = views.shuffle(seed=int(order_seed))
   transform = functools.partial(random_part, config)
-  records_of_views = views.map(lambda place: read(place % records))
+
+  def record_of(place: int) -> Record:
+    record = read(place % records)
+    return record if config.crop != "ten" else {**record, "view": place // records}
+
+  records_of_views = views.map(record_of)
   return records_of_views.random_map(transform, seed=int(draw_seed))
 
 

@@ -4,7 +4,9 @@
   resize     the shorter side to `resize` pixels, the longer by the same factor, rounded to
              the nearest pixel, half up; Pillow's filters on bytes
   crop       a square of `size` pixels: `random`, uniform over all places; `center`, at
-             ((H - size) // 2, (W - size) // 2)
+             ((H - size) // 2, (W - size) // 2); `ten`, of the largest centred square, by the
+             view's number: upper left, upper right, lower left, lower right, centre, and the
+             mirror images of these five
   flip       left to right, with probability one half
   range      float32, x / 127.5 - 1: 0 becomes -1 and 255 becomes 1
 
@@ -37,6 +39,8 @@ from tokzoo.data.sound import BadSound, mixer, resampled
 from tokzoo.data.sources.base import BadRecord, Record
 from tokzoo.errors import TokzooError
 
+TEN = 10
+"""Views of a picture where `crop` is "ten"."""
 _TRIES = 8
 """Draws of a crop that is loud enough, as audiotools has it."""
 
@@ -64,6 +68,14 @@ def require_sizes(config: DataConfig) -> None:
       f"data.crop is {config.crop!r} but data.size is not set: set it to the side of the "
       "crop in pixels."
     )
+  if config.crop == "ten":
+    if config.seconds is not None:
+      raise TokzooError("data.crop is 'ten', which is of pictures: choose another.")
+    if config.repeat != TEN or config.flip:
+      raise TokzooError(
+        f"data.crop is 'ten', each picture's ten views mirrored or not, but data.repeat is "
+        f"{config.repeat} and data.flip {config.flip}: set repeat to {TEN}, and flip off."
+      )
   if config.resize and config.size and config.resize < config.size:
     raise TokzooError(
       f"data.resize {config.resize} is less than data.size {config.size}: a crop of "
@@ -102,7 +114,7 @@ def random_part(
 
   Args:
     config: the transforms.
-    record: what `fixed_part` returned.
+    record: what `fixed_part` returned; with `view`, its number, where `crop` is "ten".
     rng: of this view alone; drawn from in the order top, left, flip.
 
   Returns:
@@ -133,15 +145,28 @@ def random_part(
     if config.crop == "random":
       top = int(rng.integers(height - size + 1))
       left = int(rng.integers(width - size + 1))
+    elif config.crop == "ten":
+      top, left = _corner(record["view"] % 5, height, width, size)
     else:
       top, left = (height - size) // 2, (width - size) // 2
     image = image[top : top + size, left : left + size]
-  if config.flip and rng.random() < 0.5:
+  is_mirrored = config.flip and rng.random() < 0.5
+  if is_mirrored or (config.crop == "ten" and record["view"] >= 5):
     image = image[:, ::-1]
   example = {"image": to_float(image)}
   if "label" in record:
     example["label"] = record["label"]
   return example
+
+
+def _corner(number: int, height: int, width: int, size: int) -> tuple[int, int]:
+  """Top and left of one of five crops of the centred square. Of the centre an odd pixel is
+  rounded half to even, as torchvision's TenCrop has it."""
+  side = min(height, width)
+  spare, top, left = side - size, (height - side) // 2, (width - side) // 2
+  if number == 4:
+    return top + round(spare / 2), left + round(spare / 2)
+  return top + spare * (number // 2), left + spare * (number % 2)
 
 
 def _fixed_sound(config: DataConfig, record: Record) -> Record:
