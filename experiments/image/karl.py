@@ -40,8 +40,11 @@ Published (scripts and code): AdamW, betas 0.9 and 0.95, decay 0.05 on matrices 
 lr 1e-4 * batch / 256 (ALIT's stage 1: 1.5e-4), 20 epochs of warm-up, half a cosine to 0,
 clipping at 3, EMA 0.9999; KARL 200 epochs at 512 and 400 at 144, ALIT 200 at 256 and 200 at
 96; crops of 0.8 to 1 of the picture, flips. In stage 2 no adversary for 21 epochs, weight 0.2
-for 80 more, then 0.8. Steps here are epochs of ImageNet-1k. Our random crop has one scale;
-the decay is the trainer's, on everything with two axes or more. MAGE's VQGAN and MAR's KL-VAE
+for 80 more, then 0.8; the critics' decay is 0.01. Steps here are epochs of ImageNet-1k, though
+most released weights are of ImageNet-100. Our random crop has one scale; the decay is the
+trainer's, on everything with two axes or more; our EMA goes on where the source begins it anew
+every epoch. The source names more pairs of encoder and decoder sizes, of which no weights were
+released: a `Config` makes each. MAGE's VQGAN and MAR's KL-VAE
 are not on a hub: the recipes on a VQGAN start from MaskGIT's, which has its shape, those on a
 KL-VAE from a file of yours (`init_from`), converted under a KARL preset.
 """
@@ -225,6 +228,8 @@ def _published(preset: str, stage: int) -> Recipe:
     weight_decay=0.05,
     clip_norm=3.0,
   )
+  # The critics have PyTorch's decay, on gains and biases too.
+  critics = dataclasses.replace(optimizer, weight_decay=0.01, decay_axes=1)
   data, held_out = imagenet_crops("arrayrecord:data/imagenet", resize=288)
   name = f"{preset}-stage{stage}"
   has_vqgan = isinstance(model.base, maskgit_vqgan.Config)
@@ -236,7 +241,10 @@ def _published(preset: str, stage: int) -> Recipe:
     data=data,
     batch_size=batch,
     steps=epochs * epoch,
-    optimizers=dict.fromkeys(task.players, optimizer),
+    optimizers={
+      player: critics if player == "discriminator" else optimizer
+      for player in task.players
+    },
     evaluators={"held_out": Evaluator(data=held_out, every=10_000, batches=10)},
     ema=0.9999,
     compute_dtype="bfloat16",

@@ -8,12 +8,16 @@ import numpy as np
 import pytest
 
 from tests.models import random_variables
+from tests.tokenizers.training import shapes
+from tokzoo.cli.experiments import load_experiment
 from tokzoo.errors import TokzooError
 from tokzoo.generators import llamagen, open_magvit2, rar
 from tokzoo.generators.maskgit import imagebert, original, uvit
 from tokzoo.hub import abstract_variables
+from tokzoo.hub.catalog import catalog
 from tokzoo.nn.sampling import draw, kept
 from tokzoo.tokens import Tokens
+from tokzoo.train.optim import make_optimizer
 from tokzoo.weights import flatten
 
 LABELLED = {"num_classes": 3, "width": 16, "layers": 1, "heads": 2}
@@ -297,3 +301,41 @@ def test_conditions_and_tokens_that_do_not_fit(name):
     loss(Tokens.from_ids(IDS, 8), jnp.array([0.0, 1.0]))
   with pytest.raises(TokzooError, match=r"has only image.*: use data with labels"):
     config.condition({"image": IDS})
+
+
+@pytest.mark.parametrize(
+  "slug, name, spared, decayed",
+  [
+    ("maskgit", "titok-l32-imagebert", "types/embedding", "layer_0/query/kernel"),
+    ("maskgit", "titok-s128-uvit", "pos_embed", "out_blocks_0/skip_linear/kernel"),
+    ("maskgit", "one-d-piece-b256-imagebert", "tokens/embedding", "lm_head/kernel"),
+    ("rar", "rar-b", "modulation/kernel", "blocks_0/modulation/kernel"),
+    ("rar", "rar-b", "timesteps_embeddings", "cls_token"),
+  ],
+)
+def test_decay_spares_embeddings(slug, name, spared, decayed):
+  recipe = load_experiment(slug).RECIPES[name]()
+  paths = flatten(shapes(recipe)["params"])
+  config = recipe.optimizers["model"]
+  params = {path: jnp.ones((1,) * paths[path].ndim) for path in (spared, decayed)}
+  optimizer = make_optimizer(dataclasses.replace(config, warmup_steps=0), recipe.steps)
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer
+    change, _ = optimizer.update(zeros, optimizer.init(params), params)
+  assert not change[spared].any() and change[decayed].all()
+
+
+def test_the_catalog_samples_as_the_recipes_do():
+  pairs = {
+    **{f"titok-{size}-generator": f"titok-{size}-imagebert" for size in ("l32", "b64")},
+    "titok-s128-generator": "titok-s128-uvit",
+    **{
+      f"one-d-piece-{size}256-generator": f"one-d-piece-{size}256-imagebert"
+      for size in "sbl"
+    },
+  }
+  for name, recipe in pairs.items():
+    sampling = dict(load_experiment("maskgit").RECIPES[recipe]().sampling)
+    if not sampling["anneal_softmax"]:
+      sampling.pop("anneal_softmax")
+    assert catalog()[name].sampling == sampling, name
