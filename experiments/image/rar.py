@@ -7,8 +7,9 @@ Lab record
   nano               16 tokens of 64 codes of scikit-learn's digits, the order annealed from
                      random to raster over the run, 2 CPU cores
   rar-b, -l, -xl, -xxl   as published, on the tokens of MaskGIT's VQGAN (ten crops): AdamW
-                     4e-4 to 1e-5, betas 0.9 and 0.96, decay 0.03, 62,500 steps of warm-up,
-                     batch 2,048, 250k steps (400 epochs), clipping at 1, bf16, no averaging;
+                     4e-4 to 1e-5, betas 0.9 and 0.96, decay 0.03 on all but embeddings, 62,500
+                     steps of warm-up, batch 2,048, 250k steps (400 epochs), clipping at 1, bf16,
+                     no averaging;
                      random orders until step 125,000, raster from step 187,500;
                      -xxl accumulates two micro-batches
   claims             both hold for three of three seeds after 800 steps, 70 passes over the digits.

@@ -184,7 +184,7 @@ def test_undecodable_files_are_named(data, reason):
     (DataConfig(resize=32, size=64, crop="center"), "data.resize 32 is less than"),
     (
       DataConfig(size=8, crop="ten"),
-      "data.repeat is 1 and data.flip False: set repeat",
+      "data.repeat is 1 and data.flip False: set repeat .--views. to 10",
     ),
     (DataConfig(size=8, crop="ten", repeat=10, flip=True), "data.flip True: set"),
     (DataConfig(seconds=1, crop="ten", repeat=10), "is of pictures"),

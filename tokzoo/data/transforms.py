@@ -74,7 +74,7 @@ def require_sizes(config: DataConfig) -> None:
     if config.repeat != TEN or config.flip:
       raise TokzooError(
         f"data.crop is 'ten', each picture's ten views mirrored or not, but data.repeat is "
-        f"{config.repeat} and data.flip {config.flip}: set repeat to {TEN}, and flip off."
+        f"{config.repeat} and data.flip {config.flip}: set repeat (--views) to {TEN}, and flip off."
       )
   if config.resize and config.size and config.resize < config.size:
     raise TokzooError(
