@@ -2,6 +2,7 @@
 
 from tokzoo.weights.blocks import llama_block_rules, norm_rules, vit_block_rules
 from tokzoo.weights.files import read_state, write_safetensors
+from tokzoo.weights.flax_files import is_flax, write_flax
 from tokzoo.weights.table import (
   CONV2D,
   KEEP,
@@ -34,11 +35,13 @@ __all__ = [
   "conv2d_rules",
   "fingerprint",
   "flatten",
+  "is_flax",
   "linear_rules",
   "llama_block_rules",
   "norm_rules",
   "read_state",
   "unflatten",
   "vit_block_rules",
+  "write_flax",
   "write_safetensors",
 ]

@@ -1,9 +1,9 @@
 """Reading and writing weight files.
 
-safetensors is read without torch. The pickles that most of the field publishes (.pt, .pth,
-.bin, .ckpt, .dev) are read only through torch's weights-only loader, which refuses everything but
-tensors, plain containers and the settings of a command line: nothing that was downloaded is
-ever unpickled.
+safetensors is read without torch, and so are Flax checkpoints, known by their first bytes
+(`flax_files.py`). The pickles that most of the field publishes (.pt, .pth, .bin, .ckpt, .dev) are
+read only through torch's weights-only loader, which refuses everything but tensors, plain
+containers and the settings of a command line: nothing that was downloaded is ever unpickled.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import numpy as np
 
 from tokzoo.errors import TokzooError, missing_extra
 from tokzoo.files import read_safetensors, to_safetensors, write_atomic
+from tokzoo.weights.flax_files import is_flax, read_flax
 
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".dev")
 
@@ -23,8 +24,9 @@ def read_state(path: str | Path, under: str | None = None) -> dict[str, np.ndarr
   """Reads the authors' weights as key -> array.
 
   Args:
-    path: `.safetensors`, or a torch file (extra `torch`).
-    under: the entry of a torch file that holds the weights, e.g. "module" or "state_dict".
+    path: `.safetensors`, a Flax checkpoint of any name, or a torch file (extra `torch`).
+    under: the entry of a torch file that holds the weights, e.g. "module" or "state_dict", or
+      of a Flax checkpoint that holds more than "params".
 
   Raises:
     TokzooError: no such file, an unknown ending, a file that is damaged or no weight file,
@@ -35,11 +37,13 @@ def read_state(path: str | Path, under: str | None = None) -> dict[str, np.ndarr
     raise TokzooError(f"no weight file at {path}: check the path.")
   if path.suffix == ".safetensors":
     return read_safetensors(path, "weight file")[0]
+  if is_flax(path):
+    return read_flax(path, under)
   if path.suffix in _PICKLES:
     return _read_torch(path, under)
   raise TokzooError(
     f"{path.name} has the ending {path.suffix!r}; weights are read from .safetensors, "
-    f"{', '.join(_PICKLES)}."
+    f"{', '.join(_PICKLES)}, or a Flax checkpoint of any name, as which it does not begin."
   )
 
 
