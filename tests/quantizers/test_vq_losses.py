@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tokzoo.errors import TokzooError
 from tokzoo.quantizers import VectorQuantizer
 from tokzoo.quantizers.gumbel import GumbelSoftmax
 from tokzoo.quantizers.ibq import IndexBackpropagation
@@ -110,6 +111,23 @@ def test_entropies_of_a_softmax(rng):
   assert float(batch) == pytest.approx(-(mean * np.log(mean + 1e-5)).sum(), rel=1e-5)
   sharp = jax.jit(jax.grad(lambda x: sum(softmax_entropies(x))))(1e6 * logits)
   assert np.isfinite(sharp).all()
+
+
+def test_entropies_by_squared_distances(rng):
+  """Softmax of -|z - c|^2 / T, as MaskGIT's tokenizer is trained."""
+  z, codes = 0.1 * jax.random.normal(rng, (2, 5, 3)), 0.1 * jnp.eye(4, 3)
+  loss = Entropy(1 / 0.01, is_squared=True)
+  found = loss(z, codes, jnp.zeros((2, 5), jnp.int32), None, "euclidean")
+  flat = np.asarray(z, np.float64).reshape(10, 3)
+  distances = np.square(flat[:, None] - np.asarray(codes)[None]).sum(-1)
+  p = np.exp(-distances / 0.01)
+  p /= p.sum(-1, keepdims=True)
+  sample, mean = -(p * np.log(p)).sum(-1).mean(), p.mean(0)
+  assert float(found["sample_entropy"]) == pytest.approx(sample, rel=1e-4)
+  batch = -(mean * np.log(mean + 1e-5)).sum()
+  assert float(found["batch_entropy"]) == pytest.approx(batch, rel=1e-4)
+  with pytest.raises(TokzooError, match="for the euclidean metric, not 'cosine'"):
+    loss(z, codes, jnp.zeros((2, 5), jnp.int32), None, "cosine")
 
 
 def test_regularizers_are_losses_of_the_layer(rng):

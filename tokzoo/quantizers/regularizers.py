@@ -8,8 +8,9 @@
   Entropy     sample_entropy   mean over tokens of H(p), which is to fall
               batch_entropy    H(mean over tokens of p), which is to rise
 
-with p the softmax over codes of the similarities times an inverse temperature; entropies are
-in nats. Diversity and Entropy hold all N x K similarities in memory.
+with p the softmax over codes of the similarities (minus the distances, or their squares) times
+an inverse temperature; entropies are in nats. Diversity and Entropy hold all N x K similarities
+in memory.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from tokzoo.errors import TokzooError
 from tokzoo.quantizers.codebook import Metric, similarity
 from tokzoo.quantizers.gradients import unit
 from tokzoo.quantizers.masks import count_codes, masked_mean
@@ -98,6 +100,9 @@ class Entropy:
   """Makes each token sure of its code, and all tokens together use all codes."""
 
   inverse_temperature: float = 100.0
+  is_squared: bool = False
+  """By the squares of the distances, as MaskGIT's tokenizer is trained; for the euclidean
+  metric alone."""
 
   needs_learnt_codes: ClassVar[bool] = False
 
@@ -109,8 +114,19 @@ class Entropy:
     mask: Bool[Array, "B L"] | None,
     metric: Metric,
   ) -> dict[str, Float[Array, ""]]:
-    """The losses `sample_entropy` and `batch_entropy`."""
+    """The losses `sample_entropy` and `batch_entropy`.
+
+    Raises:
+      TokzooError: squares of another metric.
+    """
     logits = similarity(z.reshape(-1, z.shape[-1]), codes, metric)
+    if self.is_squared:
+      if metric != "euclidean":
+        raise TokzooError(
+          f"entropies by squared distances are for the euclidean metric, not {metric!r}: leave "
+          "is_squared out."
+        )
+      logits = -jnp.square(logits)
     logits = (self.inverse_temperature * logits).reshape(*z.shape[:2], -1)
     sample, batch = softmax_entropies(logits, mask)
     return {"sample_entropy": sample, "batch_entropy": batch}
