@@ -18,12 +18,15 @@ class Part:
   config:   "module:Class" of its config, whose `build()` makes the module
   presets:  "module:NAME" of its published configs by name
   weights:  "module:NAME" of its conversion table
+  flax:     "module:name" of a function from a config to the table of Flax checkpoints, whose
+            numbered keys depend on it; None: nobody published one
   """
 
   kind: Literal["tokenizer", "generator"]
   config: str
   presets: str
   weights: str
+  flax: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +53,16 @@ class System:
 
 
 def _part(
-  kind: Literal["tokenizer", "generator"], module: str, config: str, prefix: str = ""
+  kind: Literal["tokenizer", "generator"],
+  module: str,
+  config: str,
+  prefix: str = "",
+  has_flax: bool = False,
 ) -> Part:
   """A part whose module names its presets PRESETS and its table WEIGHTS, or with a prefix."""
   presets, weights = f"{module}:{prefix}PRESETS", f"{module}:{prefix}WEIGHTS"
-  return Part(kind, f"{module}:{config}", presets, weights)
+  flax = f"{module}:flax_weights" if has_flax else None
+  return Part(kind, f"{module}:{config}", presets, weights, flax)
 
 
 _AUDIO = "tokzoo.tokenizers.audio"
@@ -119,6 +127,7 @@ _ALL = (
         f"{_IMAGE}.maskgit_vqgan:Config",
         f"{_IMAGE}.maskgit_vqgan:PRESETS",
         f"{_IMAGE}.maskgit_vqgan:WEIGHTS",
+        f"{_IMAGE}.maskgit_vqgan:flax_weights",
       ),
     },
   ),
@@ -146,7 +155,9 @@ _ALL = (
     paper="2202.04200",
     experiment="image/maskgit.py",
     parts={
-      "original": _part("generator", f"{_MASKGIT}.original", "MaskGITConfig"),
+      "original": _part(
+        "generator", f"{_MASKGIT}.original", "MaskGITConfig", has_flax=True
+      ),
       "imagebert": _part("generator", f"{_MASKGIT}.imagebert", "ImageBertConfig"),
       "uvit": _part("generator", f"{_MASKGIT}.uvit", "UViTConfig"),
     },

@@ -12,11 +12,13 @@ from rich.console import Console
 from tokzoo.cli.console import emit, parse, table
 from tokzoo.errors import TokzooError
 from tokzoo.files import sha256_of
-from tokzoo.hub import abstract_variables, catalog
+from tokzoo.hub import abstract_variables, catalog, flax_table, table_of
 from tokzoo.systems import find_part, find_preset, find_system, resolve
-from tokzoo.train import to_json
-from tokzoo.weights import Row, read_state, write_safetensors
+from tokzoo.train import from_json, to_json
+from tokzoo.weights import Row, read_state, write_flax, write_safetensors
 from tokzoo.weights.checkpoint import read_checkpoint, write_checkpoint
+
+_FLAX = ".msgpack"
 
 
 def run_convert(arguments: Sequence[str]) -> None:
@@ -39,16 +41,20 @@ def convert(
   them all. `tokzoo show SYSTEM` lists the presets.
 
   Args:
-    file: .safetensors, or a torch file (.pt, .pth, .bin, .ckpt, .dev; extra torch).
-    out: the file to write, *.safetensors.
+    file: .safetensors, a torch file (.pt, .pth, .bin, .ckpt, .dev; extra torch), or a Flax
+      checkpoint of any name.
+    out: the file to write, *.safetensors; with --to authors also *.msgpack, a Flax checkpoint.
     preset: the published config that the file was made with; not needed with --to authors.
     system: slug of the system, as a check on the preset.
     to: the layout to arrive at.
-    under: entry of a torch file that holds the weights; the catalog's by default.
+    under: entry of a torch or Flax file that holds the weights; the catalog's by default.
     json: print the report as JSON.
   """
-  if out.suffix != ".safetensors":
-    raise TokzooError(f"converted weights end in .safetensors; --out {out} does not.")
+  endings = (".safetensors", _FLAX) if to == "authors" else (".safetensors",)
+  if out.suffix not in endings:
+    raise TokzooError(
+      f"converted weights end in {' or '.join(endings)}; --out {out} does not."
+    )
   if to == "authors":
     header, rows = to_authors(file, out, system)
   elif preset is None:
@@ -92,10 +98,13 @@ def from_authors(
   slug, part, config = find_preset(preset)
   _require_system(file, slug, system)
   known = [entry for entry in catalog().values() if entry.preset == preset]
+  # Of several files with one preset, the entry of this very one if its name says so.
+  known.sort(key=lambda entry: not (entry.path or entry.url or "").endswith(file.name))
   if under is None and known:
     under = known[0].under
-  weights = resolve(find_part(slug, part).weights)
-  variables, rows = weights.convert(read_state(file, under), abstract_variables(config))
+  state = read_state(file, under)
+  weights = table_of(file, slug, part, config)
+  variables, rows = weights.convert(state, abstract_variables(config))
   header = {
     "system": slug,
     "part": part,
@@ -114,7 +123,8 @@ def from_authors(
 def to_authors(
   file: Path, out: Path, system: str | None
 ) -> tuple[dict[str, Any], list[Row]]:
-  """Writes a checkpoint of ours in its authors' names and layouts.
+  """Writes a checkpoint of ours in its authors' names and layouts, in a Flax checkpoint's
+  where `out` is one.
 
   Returns:
     The header of the checkpoint, and one row per key.
@@ -124,11 +134,18 @@ def to_authors(
   """
   variables, header = read_checkpoint(file)
   _require_system(file, header["system"], system)
-  weights = resolve(find_part(header["system"], header["part"]).weights)
+  slug, part = header["system"], header["part"]
+  if out.suffix == _FLAX:
+    weights = flax_table(slug, part, from_json(header["config"]), str(out))
+  else:
+    weights = resolve(find_part(slug, part).weights)
   state = weights.to_authors(variables)
   # There and back: each key is read again as anybody would read it.
   rows = weights.convert(state, variables)[1]
-  write_safetensors(out, state, {"format": "pt"})
+  if out.suffix == _FLAX:
+    write_flax(out, state)
+  else:
+    write_safetensors(out, state, {"format": "pt"})
   return header, rows
 
 

@@ -2,7 +2,7 @@
 
 from tokzoo.hub.catalog import Entry, catalog, find_entry
 from tokzoo.hub.codec import PretrainedCodec
-from tokzoo.hub.loading import abstract_variables, load
+from tokzoo.hub.loading import abstract_variables, flax_table, load, table_of
 from tokzoo.hub.pretrained import Card, PretrainedGenerator, PretrainedTokenizer
 from tokzoo.hub.speaker import PretrainedSpeaker
 
@@ -16,5 +16,7 @@ __all__ = [
   "abstract_variables",
   "catalog",
   "find_entry",
+  "flax_table",
   "load",
+  "table_of",
 ]

@@ -28,7 +28,7 @@ from tokzoo.remote import is_remote, located, on_disk
 from tokzoo.train import from_json, load_run, to_json
 from tokzoo.train.state import variables_of_model
 from tokzoo.version import __version__ as version
-from tokzoo.weights import flatten, read_state
+from tokzoo.weights import Table, flatten, is_flax, read_state
 from tokzoo.weights.checkpoint import read_checkpoint, write_checkpoint
 
 
@@ -43,8 +43,9 @@ def load(
 
   Args:
     name: a catalog name; a run directory; a `.safetensors` file that tokzoo exported, here or
-      remote (gs://...); a file in its authors' layout (with `preset`); or "owner/name" or "owner/name/path" of a
-      hub repository (with `preset` unless the catalog knows it).
+      remote (gs://...); a file in its authors' layout (with `preset`), safetensors, torch's or
+      a Flax checkpoint; or "owner/name" or "owner/name/path" of a hub repository (with
+      `preset` unless the catalog knows it).
     preset: the published config that a file in the authors' layout was made with.
     tokenizer: for a generator, whose tokens it makes, if its own record does not say.
     revision: of a hub repository.
@@ -243,13 +244,39 @@ def converted(path: Path, preset: str, under: str | None = None) -> Any:
       return variables
     except TokzooError as error:
       warnings.warn(f"converted anew, since {error}", stacklevel=2)
-  table = systems.resolve(systems.find_part(slug, part).weights)
-  variables = table.to_ours(read_state(path, under), like)
+  variables = table_of(path, slug, part, config).to_ours(read_state(path, under), like)
   try:
     write_checkpoint(kept, variables, header)
   except TokzooError as error:
     warnings.warn(f"the converted weights are not kept: {error}", stacklevel=2)
   return variables
+
+
+def table_of(path: str | Path, slug: str, part: str, config: Any) -> Table:
+  """The conversion table of a file of a part: a Flax checkpoint has its own.
+
+  Raises:
+    TokzooError: a Flax checkpoint, where nobody published one of this part.
+  """
+  found = systems.find_part(slug, part)
+  if Path(path).suffix == ".safetensors" or not is_flax(path):
+    return systems.resolve(found.weights)
+  return flax_table(slug, part, config, str(path))
+
+
+def flax_table(slug: str, part: str, config: Any, name: str) -> Table:
+  """The table of Flax checkpoints of a part; `name` is of the file, for the error.
+
+  Raises:
+    TokzooError: nobody published one of this part.
+  """
+  found = systems.find_part(slug, part)
+  if found.flax is None:
+    raise TokzooError(
+      f"{name} is a Flax checkpoint, but the weights of {slug} {part} were not published as "
+      "one: choose another preset, or .safetensors."
+    )
+  return systems.resolve(found.flax)(config)
 
 
 def abstract_variables(config: Any) -> Any:

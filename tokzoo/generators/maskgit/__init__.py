@@ -7,7 +7,8 @@
   uvit       that of TiTok-S-128: a transformer with long skips, otherwise as imagebert
 
 All three mask random tokens in training and decode from all masked to none; their samplers
-are different ones, and each lies beside its network.
+are different ones, and each lies beside its network. Their relatives for text and for video,
+Muse (arXiv 2301.00704) and MAGVIT (arXiv 2212.05199, 2310.05737), are not here.
 """
 
 from tokzoo.generators.maskgit.imagebert import ImageBert, ImageBertConfig

@@ -2,8 +2,8 @@
 
 Chang et al., "MaskGIT: Masked Generative Image Transformer", arXiv 2202.04200. Written from
 what google-research/maskgit @ 1db2359 computes (`maskgit/nets/maskgit_transformer.py`,
-`maskgit/libml/{parallel_decode,mask_schedule,losses}.py`); weights as Flax files at
-storage.googleapis.com/maskgit-public.
+`maskgit/libml/{parallel_decode,mask_schedule,losses}.py`); weights as Flax checkpoints at
+storage.googleapis.com/maskgit-public, each the variables {"params": ...} of the module.
 
 Sequence: [class, N tokens]. One table, which also gives the logits, holds the codes (ids 0 to
 V - 1), the classes, and the mask in its last row: a masked token is id -1, here as there.
@@ -357,3 +357,8 @@ WEIGHTS = Table(
     Rule("MlmLayer_0/mlm_bias/bias", "params/head_bias"),
   )
 )
+
+
+def flax_weights(config: MaskGITConfig) -> Table:
+  """The table of a Flax checkpoint: the authors' code is Linen, of whatever size."""
+  return WEIGHTS

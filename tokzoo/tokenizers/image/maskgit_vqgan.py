@@ -3,7 +3,11 @@
 Chang et al., "MaskGIT: Masked Generative Image Transformer", arXiv 2202.04200. Written from
 what the PyTorch port computes that TiTok, RAR and One-D-Piece use
 (`modeling/modules/maskgit_vqgan.py` of bytedance/1d-tokenizer @ 942a96f, itself from
-huggingface/open-muse); the weights are those of google-research/maskgit, converted.
+huggingface/open-muse). The network of google-research/maskgit @ 1db2359
+(`maskgit/nets/vqgan_tokenizer.py`, Linen) is the same one, and its checkpoints are read as well
+(`flax_weights`): every convolution has stride 1, so that "SAME" means one thing; the mean of 2x2,
+nearest doubling, the epsilon of the norms and the order of the blocks agree. At 512 pixels there
+are 32 x 32 tokens of another training of it.
 
   image   float32[B, H, W, C] in [-1, 1], H and W multiples of 2^(levels - 1)
   tokens  ids [B, h * w], row by row, with the grid (h, w)
@@ -15,8 +19,9 @@ Quirks of the published weights, kept:
   its input;
 - convolutions inside blocks have no bias, nor has the encoder's first one.
 
-Difference from the source: the quantizer's losses come apart. The source adds 1.0 times
-`commitment` and 0.25 times `codebook` (in TiTok's quantizer the 0.25 is on the other).
+Difference from the sources: the quantizer's losses come apart. MaskGIT's training adds 0.25 times
+`commitment`, 1.0 times `codebook` and 0.1 times (`sample_entropy` - `batch_entropy`); the port,
+if asked, 1.0 times `commitment` and 0.25 times `codebook`.
 """
 
 import dataclasses
@@ -31,7 +36,7 @@ from tokzoo.contract import Output, Quantized
 from tokzoo.nn.conv2d import doubled_conv
 from tokzoo.nn.group_norm import GroupNorm
 from tokzoo.nn.vqgan import ResBlock, residual_rules
-from tokzoo.quantizers import VectorQuantizer
+from tokzoo.quantizers import Entropy, VectorQuantizer
 from tokzoo.tokenizers.image.grids import check_num_tokens, check_pictures, grid_of
 from tokzoo.tokens import Tokens
 from tokzoo.weights import CONV2D, Rule, Table, conv2d_rules, norm_rules
@@ -58,8 +63,11 @@ class Config:
   norm_groups: int = 32
   """Groups of every GroupNorm."""
   codes_scale: float = 1.0
-  """Standard deviation of the codes at the start of a training (the published one's is not
-  known)."""
+  """Standard deviation of the codes at the start of a training (published: 1 / 32, of a uniform
+  distribution; here it is normal)."""
+  entropy_temperature: float | None = None
+  """Of the entropies of the codes in training, by squared distances (published: 0.01); None:
+  there are none."""
 
   @property
   def factor(self) -> int:
@@ -153,11 +161,15 @@ class MaskGITVQGAN(nn.Module):
   def setup(self):
     c = self.config
     self.encoder = Encoder(c)
+    entropies = ()
+    if c.entropy_temperature is not None:
+      entropies = (Entropy(1 / c.entropy_temperature, is_squared=True),)
     self.quantizer = VectorQuantizer(
       c.num_codes,
       c.code_dim,
       update=None,
       codes_init=nn.initializers.normal(c.codes_scale),
+      regularizers=entropies,
     )
     self.decoder = Decoder(c)
 
@@ -203,7 +215,8 @@ class MaskGITVQGAN(nn.Module):
     return self.codes_to_image(codes.reshape(tokens.batch, rows, columns, c.code_dim))
 
   def __call__(self, x: Float[Array, "B H W C"], train: bool = False) -> Output:
-    """Reconstructs images. Losses in training: `commitment` and `codebook`."""
+    """Reconstructs images. Losses in training: `commitment` and `codebook`, and with a
+    temperature `sample_entropy` and `batch_entropy`."""
     c = self.config
     check_pictures(x.shape, c.channels, c.factor)
     quantized = self.quantize(x, train)
@@ -251,7 +264,10 @@ class MaskGITVQGAN(nn.Module):
     return Tokens.from_ids(ids, self.config.num_codes, grid=grid)
 
 
-PRESETS = {"maskgit-vqgan-imagenet-f16-256": Config()}
+PRESETS = {
+  "maskgit-vqgan-imagenet-f16-256": Config(),
+  "maskgit-vqgan-imagenet-f16-512": Config(image_size=512),
+}
 
 
 def decoder_rules(key: str, path: str) -> tuple[Rule, ...]:
@@ -277,3 +293,40 @@ WEIGHTS = Table(
     *decoder_rules("decoder", "params/decoder"),
   )
 )
+
+_BLOCK = {
+  "GroupNorm_0": "norm1",
+  "Conv_0": "conv1",
+  "GroupNorm_1": "norm2",
+  "Conv_1": "conv2",
+  "Conv_2": "nin_shortcut",
+}
+
+
+def flax_weights(config: Config) -> Table:
+  """The table of a Flax checkpoint, whose modules have no names but their class and a number,
+  counted in the order in which they run."""
+  levels, blocks = range(len(config.multipliers)), range(config.res_blocks)
+  middle = [f"mid_{j}" for j in blocks]
+  upwards = list(reversed(levels))
+  orders = {
+    "encoder": (
+      [*(f"down_{level}/block_{j}" for level in levels for j in blocks), *middle],
+      ["conv_in", "conv_out"],
+    ),
+    "decoder": (
+      [*middle, *(f"up_{level}/block_{j}" for level in upwards for j in blocks)],
+      ["conv_in", *(f"up_{level}/upsample_conv" for level in upwards[:-1]), "conv_out"],
+    ),
+  }
+  rules = [Rule("quantizer/codebook", "params/quantizer/codes")]
+  for side, (order, convs) in orders.items():
+    names = {f"Conv_{i}": conv for i, conv in enumerate(convs)}
+    names["GroupNorm_0"] = "norm_out"
+    for i, block in enumerate(order):
+      names |= {f"ResBlock_{i}/{k}": f"{block}/{v}" for k, v in _BLOCK.items()}
+    rules += [
+      Rule(f"{side}/{theirs}/{{x}}", f"params/{side}/{ours}/{{x}}")
+      for theirs, ours in names.items()
+    ]
+  return Table(rules=tuple(rules))
