@@ -536,4 +536,9 @@ TABLES = (
     "published": "MaskGIT 6.06 (released weights); TiTok-L-32 2.77, -B-64 2.48, -S-128 1.97",
     "source": "google-research/maskgit and bytedance/1d-tokenizer, READMEs",
   },
+  {
+    "what": "FID, ImageNet 512, class-conditional",
+    "published": "MaskGIT 7.32 (released weights)",
+    "source": "google-research/maskgit, README",
+  },
 )

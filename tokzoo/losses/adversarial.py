@@ -41,6 +41,18 @@ def lecam(
   return above + jnp.square(jax.nn.relu(real_average - fake)).mean()
 
 
+def gradient_penalty(judge: Callable[[Array], Array], real: Array) -> Float[Array, ""]:
+  """R1 (arXiv 1801.04406): the mean over pictures of |gradient of the logits by the pixels|^2.
+
+  Args:
+    judge: pictures -> logits, each picture's of itself alone.
+    real: [B, H, W, C].
+  """
+  logits, pull = jax.vjp(judge, jax.lax.stop_gradient(real))
+  (slope,) = pull(jnp.ones_like(logits))
+  return jnp.square(slope.astype(jnp.float32)).sum((1, 2, 3)).mean()
+
+
 def adaptive_weight(
   reconstruct: Callable[[Array], Array],
   kernel: Array,

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import tyro
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from tokzoo.errors import TokzooError
 from tokzoo.losses import adversarial
 from tokzoo.nn.discriminator import Discriminator
 
@@ -53,6 +54,9 @@ class Adversary:
   """Of the discriminator's own loss (0.5 in LlamaGen)."""
   lecam: LeCam | None = None
   """Regulariser of the discriminator; None: none."""
+  gradient_penalty: float = 0.0
+  """Of R1 (arXiv 1801.04406): the mean over the originals of the squared norm of the gradient
+  of a picture's logits by its pixels, in the discriminator's loss; 0: none."""
   adaptive: str | None = None
   """Path of the decoder's last kernel ("decoder/conv_out/kernel"): `weight` is multiplied
   by the ratio of the norms of its gradients under the other losses and under this one
@@ -103,6 +107,9 @@ def play(
     state: its collection.
     image: originals, in the dtype of the computation.
     reconstruction: what the tokenizer made of them.
+
+  Raises:
+    TokzooError: a gradient penalty of a discriminator that keeps running statistics.
   """
   kept = {name: value for name, value in state.items() if name != "lecam"}
 
@@ -131,6 +138,14 @@ def play(
       adversary.lecam, state["lecam"], real, fake
     )
     telling = telling + adversary.lecam.weight * metrics["lecam"]
+  if adversary.gradient_penalty:
+    if kept:
+      raise TokzooError(
+        f"the gradient penalty is of each picture alone, but {type(adversary.network).__name__} "
+        "normalises by the batch: choose a discriminator without running statistics."
+      )
+    metrics["gradient_penalty"] = adversarial.gradient_penalty(judge, image)
+    telling = telling + adversary.gradient_penalty * metrics["gradient_penalty"]
   return Verdicts(fooling, adversary.discriminator_weight * telling, new, metrics)
 
 
