@@ -52,9 +52,8 @@ def read_flax(path: Path, under: str | None = None) -> dict[str, np.ndarray]:
     tree = flax.serialization.msgpack_restore(path.read_bytes())
     if not isinstance(tree, dict):
       raise TypeError(f"a {type(tree).__name__} where a map was expected")
-  except (
-    Exception
-  ) as error:  # msgpack, numpy and flax raise many kinds: the file is refused
+  except Exception as error:
+    # msgpack, numpy and flax raise many kinds: the file is refused.
     first_line = (str(error) or type(error).__name__).strip().splitlines()[0]
     raise TokzooError(
       f"{path} begins like a Flax checkpoint, but is not a whole one ({first_line}): it was cut "
