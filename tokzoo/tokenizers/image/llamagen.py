@@ -70,6 +70,9 @@ class Config:
   entropy_temperature: float | None = None
   """Of the losses `sample_entropy` and `batch_entropy`, 0.01 in the source; None, as in all
   published runs: they are not computed."""
+  codes_scale: float | None = None
+  """Standard deviation of normal codes at the start of a training; None: uniform in
+  [-1/K, 1/K], as in the source."""
 
   @property
   def shape(self) -> VQGANShape:
@@ -107,12 +110,13 @@ class LlamaGenVQ(nn.Module):
     c = self.config
     self.encoder = Encoder(c.shape)
     self.quant_conv = nn.Conv(c.code_dim, (1, 1))
+    by_scale = nn.initializers.normal(c.codes_scale or 1.0)
     self.quantizer = VectorQuantizer(
       c.num_codes,
       c.code_dim,
       metric="cosine" if c.is_unit_norm else "euclidean",
       update=None,
-      codes_init=_first_codes,
+      codes_init=_first_codes if c.codes_scale is None else by_scale,
     )
     self.post_quant_conv = nn.Conv(c.latent_dim, (1, 1))
     self.decoder = Decoder(c.shape)
