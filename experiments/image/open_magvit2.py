@@ -9,17 +9,23 @@ Lab record
   ibq-nano         IBQ of 256 codes on the same, in the same way
   nano-ar, nano-ibq-ar   the generators on 16 tokens of 64 codes of scikit-learn's digits
                    (llamagen-digits-nano); 6 bits are split 2 + 4
-  lfq-256, lfq-128, lfq-pretrain-*, ibq-*   the published tokenizers; they need LPIPS weights
+  lfq-*, ibq-*     the published tokenizers; they need LPIPS weights
   ar-*, ibq-ar-*   the published generators on tokens that were made beforehand
 
 Published (configs/ of TencentARC/SEED-Voken @ b9a17ea): tokenizers Adam(0.5, 0.9) at 1e-4,
 batch 256, divided by ten after 200 and 250 of 270 epochs (LFQ at 256 pixels), 250 and 300 of
-350 (128 pixels) or of 330 (IBQ; 8,192 codes: 250 of 280), averaged at 0.999, fp16; pretrained
-ones 1.5M steps. Generators AdamW(0.9, 0.95), decay 0.05, batch 768, clipping at 1, fp16; the
-rate warms up from 0.005 of its peak, stays there for 5 % of what is left and falls linearly.
+350 (128 pixels) or of 330 (IBQ; 8,192 codes: 250 of 280), averaged at 0.999, fp16; pictures
+are resized and cropped, never mirrored; pretrained ones 1.5M steps on centre crops. Generators
+AdamW(0.9, 0.95), decay 0.05, batch 768, clipping at 1, fp16; the rate warms up from 0.005 of its
+peak, stays there for 5 % of what is left and falls linearly.
 
 Ours are bf16; IBQ-AR-XXL's weight decay stays at 0.05 where the source's rises to 0.08.
-Pretraining's pictures (100M and 200M, LAION and others) are ImageNet's here.
+Pretraining's pictures (100M and 200M, LAION and others) are ImageNet's here. The schedule of IBQ's
+pretraining is unverified: the released files name none (`sche_type` is empty), set a cosine's
+warm-up, length and end, and divide the rate by ten at steps 50 and 100, which cannot be meant; ours
+is that cosine. IBQ's discriminator steps before its generator looks at it, ours with it
+(`tokzoo/train/adversary.py`). The video tokenizer (Open-MAGVIT2-Tokenizer-262144-Video, causal 3D
+convolutions, UCF-101) is not here: its published row alone stands in the table.
 
 Claim 1 stands at its third setting. From the published start, uniform in 1/4096 and below what one
 step at a rate of 1e-3 moves a code, IBQ used 0.5 % of its codes (13 dB). From normal codes of
@@ -39,7 +45,7 @@ by 0.4 dB a step, but one training differs from the next by as much as the bar.
 import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -49,6 +55,7 @@ from tokzoo.data import DataConfig, evaluation_batches, loader
 from tokzoo.data.packaged import digits, imagenet_crops, photo_crops
 from tokzoo.generators import llamagen as plain
 from tokzoo.generators import open_magvit2 as generators
+from tokzoo.nn.blur_discriminator import BlurDiscriminator
 from tokzoo.nn.discriminator import PatchGAN
 from tokzoo.tokenizers.image import llamagen
 from tokzoo.tokenizers.image.open_magvit2 import IBQ_PRESETS, PRESETS, Config, IBQConfig
@@ -75,7 +82,10 @@ LPIPS = ("weights/vgg16.pth", "weights/lpips-vgg.pth")
 
 
 def _objective(
-  model: Config | IBQConfig, perceptual: Perceptual, critic: PatchGAN, lecam: float
+  model: Config | IBQConfig,
+  perceptual: Perceptual,
+  critic: PatchGAN | BlurDiscriminator,
+  lecam: float,
 ) -> Reconstruction:
   """l1 + perceptual + 0.1 adversarial + the quantizer's losses."""
   return Reconstruction(
@@ -147,6 +157,8 @@ _EPOCH = 5004
 
 
 ADAM = Optimizer(name="adam", peak_lr=1e-4, b1=0.5, b2=0.9)
+PATCHES = PatchGAN()
+"""The critic of all recipes but one."""
 
 
 def _by_epochs(
@@ -158,23 +170,33 @@ def _by_epochs(
   return _tokenizer(name, preset, epochs * _EPOCH, optimizer, lecam=lecam)
 
 
+def _pretraining(
+  name: str, preset: str, optimizer: Optimizer, critic: Any = PATCHES
+) -> Recipe:
+  """1.5M steps, on what is in the middle of the pictures."""
+  return _tokenizer(name, preset, 1_500_000, optimizer, critic, crop="center")
+
+
 def _tokenizer(
   name: str,
   preset: str,
   steps: int,
   optimizer: Optimizer,
-  layers: int = 3,
+  critic: PatchGAN | BlurDiscriminator = PATCHES,
   lecam: float = 0.05,
+  crop: Literal["random", "center"] = "random",
 ) -> Recipe:
   model = (PRESETS | IBQ_PRESETS)[preset]
   data, held_out = imagenet_crops(
     "tfds:imagenet2012", model.image_size, test="validation"
   )
+  # The source resizes and crops, and never mirrors.
+  data = dataclasses.replace(data, crop=crop, flip=False)
   perceptual = Perceptual("lpips-vgg16", files=LPIPS)
   return Recipe(
     system=SYSTEM,
     name=name,
-    task=_objective(model, perceptual, PatchGAN(layers=layers), lecam),
+    task=_objective(model, perceptual, critic, lecam),
     data=data,
     batch_size=256,
     steps=steps,
@@ -190,21 +212,14 @@ def _tokenizer(
   )
 
 
-def lfq_256() -> Recipe:
-  """Open-MAGVIT2 at 256 pixels."""
-  return _by_epochs("lfq-256", "open-magvit2-256", 270, (200, 250))
-
-
-def lfq_128() -> Recipe:
-  """Open-MAGVIT2 at 128 pixels."""
-  return _by_epochs("lfq-128", "open-magvit2-128", 350, (250, 300), lecam=0.01)
+COSINE = dataclasses.replace(ADAM, end_lr=1e-6, warmup_steps=5_000)
+"""To a hundredth of the rate."""
 
 
 def lfq_pretrain_16384() -> Recipe:
-  """Open-MAGVIT2 of 14 bits: cosine to a hundredth, a PatchGAN of four layers."""
-  optimizer = dataclasses.replace(ADAM, end_lr=1e-6, warmup_steps=5_000)
-  preset = "open-magvit2-pretrain-16384"
-  return _tokenizer("lfq-pretrain-16384", preset, 1_500_000, optimizer, layers=4)
+  """Open-MAGVIT2 of 14 bits, against the blurred discriminator (`use_blur`)."""
+  preset, critic = "open-magvit2-pretrain-16384", BlurDiscriminator(128, 3, None, False)
+  return _pretraining("lfq-pretrain-16384", preset, COSINE, critic)
 
 
 def lfq_pretrain_262144() -> Recipe:
@@ -212,27 +227,28 @@ def lfq_pretrain_262144() -> Recipe:
   drops = (800_000, 1_000_000)
   optimizer = dataclasses.replace(ADAM, schedule="drops", drops=drops)
   preset = "open-magvit2-pretrain-262144"
-  return _tokenizer("lfq-pretrain-262144", preset, 1_500_000, optimizer)
+  return _pretraining("lfq-pretrain-262144", preset, optimizer)
 
 
-def ibq_1024() -> Recipe:
-  """IBQ of 1,024 codes."""
-  return _by_epochs("ibq-1024", "ibq-1024", 330, (250, 300))
+def ibq_pretrain_16384() -> Recipe:
+  """IBQ of 16,384 codes; the schedule is unverified."""
+  return _pretraining("ibq-pretrain-16384", "ibq-16384", COSINE)
 
 
-def ibq_8192() -> Recipe:
-  """IBQ of 8,192 codes."""
-  return _by_epochs("ibq-8192", "ibq-8192", 280, (250,))
+def ibq_pretrain_262144() -> Recipe:
+  """IBQ of 262,144 codes; the schedule is unverified."""
+  return _pretraining("ibq-pretrain-262144", "ibq-262144", COSINE)
 
 
-def ibq_16384() -> Recipe:
-  """IBQ of 16,384 codes."""
-  return _by_epochs("ibq-16384", "ibq-16384", 330, (250, 300))
-
-
-def ibq_262144() -> Recipe:
-  """IBQ of 262,144 codes."""
-  return _by_epochs("ibq-262144", "ibq-262144", 330, (250, 300))
+BY_EPOCHS: dict[str, tuple[Any, ...]] = {
+  "lfq-256": ("open-magvit2-256", 270, (200, 250)),
+  "lfq-128": ("open-magvit2-128", 350, (250, 300), 0.01),
+  "ibq-1024": ("ibq-1024", 330, (250, 300)),
+  "ibq-8192": ("ibq-8192", 280, (250,)),
+  "ibq-16384": ("ibq-16384", 330, (250, 300)),
+  "ibq-262144": ("ibq-262144", 330, (250, 300)),
+}
+"""Preset, epochs, the epochs from which the rate is a tenth (again), and LeCam's weight."""
 
 
 # ---------------------------------------------------------------- generators
@@ -291,38 +307,6 @@ def nano_ibq_ar() -> Recipe:
   return _nano_generator("nano-ibq-ar", IBQ_DIGITS, sampling)
 
 
-def _generator(
-  name: str,
-  model: generators.Config,
-  epochs: int,
-  sampling: dict,
-  *,
-  peak: float = 3e-4,
-  warmup: int = 6,
-  last: float = 0.1,
-) -> Recipe:
-  # Tokens are made beforehand (`tokzoo tokenize-dataset`).
-  epoch = 1_281_167 // 768
-  is_lfq = isinstance(model, generators.FactorizedConfig)
-  tokens = "imagenet-256-open-magvit2" if is_lfq else "imagenet-256-ibq-16384"
-  return Recipe(
-    system=SYSTEM,
-    name=name,
-    task=Generation(model=model),
-    data=DataConfig(source=f"tokens:data/{tokens}", threads=16, prefetch=8),
-    batch_size=768,
-    steps=epochs * epoch,
-    optimizers={"model": _rates(peak, last, warmup * epoch)},
-    compute_dtype="bfloat16",
-    remat="blocks",
-    mesh=MeshShape(data=1, fsdp=-1),
-    save_every=5_000,
-    keep=5,
-    log_every=100,
-    sampling=sampling,
-  )
-
-
 def _two(guidance: float, guidance_post: float, temperature: float) -> dict:
   """Settings of a sampler of two parts."""
   return {
@@ -333,50 +317,59 @@ def _two(guidance: float, guidance_post: float, temperature: float) -> dict:
   }
 
 
-def ar_b() -> Recipe:
-  """Open-MAGVIT2-AR-B."""
-  model = generators.FACTORIZED_PRESETS["open-magvit2-ar-b"]
-  return _generator("ar-b", model, 300, _two(1.9, 2.0, 1.0))
+GENERATORS: dict[str, tuple[int, dict, dict]] = {
+  "ar-b": (300, _two(1.9, 2.0, 1.0), {}),
+  "ar-l": (300, _two(1.9, 1.9, 1.1), {}),
+  "ar-xl": (350, _two(1.75, 1.85, 1.1), {"peak": 2.4e-4, "warmup": 7}),
+  "ibq-ar-b": (300, {"guidance": 2.25, "temperature": 1.1}, {}),
+  "ibq-ar-l": (350, {"guidance": 2.0, "temperature": 1.0}, {"warmup": 7}),
+  "ibq-ar-xl": (
+    400,
+    {"guidance": 2.35, "temperature": 1.15},
+    {"warmup": 8, "last": 0.01},
+  ),
+  "ibq-ar-xxl": (
+    450,
+    {"guidance": 2.85, "temperature": 1.2},
+    {"warmup": 9, "last": 0.01},
+  ),
+}
+"""Epochs, settings of the sampler, and what differs from B's schedule."""
 
 
-def ar_l() -> Recipe:
-  """Open-MAGVIT2-AR-L."""
-  model = generators.FACTORIZED_PRESETS["open-magvit2-ar-l"]
-  return _generator("ar-l", model, 300, _two(1.9, 1.9, 1.1))
+def _generator(name: str) -> Recipe:
+  # Tokens are made beforehand (`tokzoo tokenize-dataset`): those of Open-MAGVIT2 by the
+  # tokenizer that its generators were trained with, open-magvit2-256-262144-raw.
+  epochs, sampling, schedule = GENERATORS[name]
+  epoch = 1_281_167 // 768
+  presets = generators.FACTORIZED_PRESETS | generators.IBQ_PRESETS
+  is_lfq = name not in presets
+  model = presets[f"open-magvit2-{name}" if is_lfq else name]
+  tokens = "imagenet-256-open-magvit2" if is_lfq else "imagenet-256-ibq-16384"
+  return Recipe(
+    system=SYSTEM,
+    name=name,
+    task=Generation(model=model),
+    data=DataConfig(source=f"tokens:data/{tokens}", threads=16, prefetch=8),
+    batch_size=768,
+    steps=epochs * epoch,
+    optimizers={"model": _published_rates(epoch, **schedule)},
+    compute_dtype="bfloat16",
+    remat="blocks",
+    mesh=MeshShape(data=1, fsdp=-1),
+    save_every=5_000,
+    keep=5,
+    log_every=100,
+    sampling=sampling,
+  )
 
 
-def ar_xl() -> Recipe:
-  """Open-MAGVIT2-AR-XL."""
-  model = generators.FACTORIZED_PRESETS["open-magvit2-ar-xl"]
-  sampling = _two(1.75, 1.85, 1.1)
-  return _generator("ar-xl", model, 350, sampling, peak=2.4e-4, warmup=7)
-
-
-def ibq_ar_b() -> Recipe:
-  """IBQ-AR-B."""
-  model = generators.IBQ_PRESETS["ibq-ar-b"]
-  return _generator("ibq-ar-b", model, 300, {"guidance": 2.25, "temperature": 1.1})
-
-
-def ibq_ar_l() -> Recipe:
-  """IBQ-AR-L."""
-  model = generators.IBQ_PRESETS["ibq-ar-l"]
-  sampling = {"guidance": 2.0, "temperature": 1.0}
-  return _generator("ibq-ar-l", model, 350, sampling, warmup=7)
-
-
-def ibq_ar_xl() -> Recipe:
-  """IBQ-AR-XL."""
-  model = generators.IBQ_PRESETS["ibq-ar-xl"]
-  sampling = {"guidance": 2.35, "temperature": 1.15}
-  return _generator("ibq-ar-xl", model, 400, sampling, warmup=8, last=0.01)
-
-
-def ibq_ar_xxl() -> Recipe:
-  """IBQ-AR-XXL."""
-  model = generators.IBQ_PRESETS["ibq-ar-xxl"]
-  sampling = {"guidance": 2.85, "temperature": 1.2}
-  return _generator("ibq-ar-xxl", model, 450, sampling, warmup=9, last=0.01)
+def _published_rates(
+  epoch: int, *, peak: float = 3e-4, warmup: int = 6, last: float = 0.1
+) -> Optimizer:
+  """As `_rates`, warmed up for so many epochs. The source sets the decay of all its parameters
+  anew at every step, so gains and biases decay as well."""
+  return dataclasses.replace(_rates(peak, last, warmup * epoch), decay_axes=1)
 
 
 RECIPES = {
@@ -384,21 +377,12 @@ RECIPES = {
   "ibq-nano": ibq_nano,
   "nano-ar": nano_ar,
   "nano-ibq-ar": nano_ibq_ar,
-  "lfq-256": lfq_256,
-  "lfq-128": lfq_128,
   "lfq-pretrain-16384": lfq_pretrain_16384,
   "lfq-pretrain-262144": lfq_pretrain_262144,
-  "ibq-1024": ibq_1024,
-  "ibq-8192": ibq_8192,
-  "ibq-16384": ibq_16384,
-  "ibq-262144": ibq_262144,
-  "ar-b": ar_b,
-  "ar-l": ar_l,
-  "ar-xl": ar_xl,
-  "ibq-ar-b": ibq_ar_b,
-  "ibq-ar-l": ibq_ar_l,
-  "ibq-ar-xl": ibq_ar_xl,
-  "ibq-ar-xxl": ibq_ar_xxl,
+  "ibq-pretrain-16384": ibq_pretrain_16384,
+  "ibq-pretrain-262144": ibq_pretrain_262144,
+  **{name: functools.partial(_by_epochs, name, *BY_EPOCHS[name]) for name in BY_EPOCHS},
+  **{name: functools.partial(_generator, name) for name in GENERATORS},
 }
 
 # ---------------------------------------------------------------- claims
@@ -585,12 +569,26 @@ TABLES = tuple(
     ("rFID, ImageNet, Open-MAGVIT2, 256 pixels, 16 x 16 tokens", "1.17"),
     ("rFID, ImageNet, Open-MAGVIT2, 128 pixels, 16 x 16 tokens", "1.18"),
     ("rFID, ImageNet, Open-MAGVIT2 128 at 256 pixels, 32 x 32 tokens", "0.34"),
-    ("rFID, ImageNet, Open-MAGVIT2 pretrained, 16,384 codes", "2.55"),
-    ("rFID, ImageNet, Open-MAGVIT2 pretrained, 262,144 codes", "1.67"),
+    ("rFID, COCO / ImageNet, Open-MAGVIT2 pretrained, 16,384 codes", "7.93 / 2.55"),
+    ("rFID, COCO / ImageNet, Open-MAGVIT2 pretrained, 262,144 codes", "6.76 / 1.67"),
+    (
+      "rFID, COCO / ImageNet, original sizes, Open-MAGVIT2 pretrained, 16,384 codes",
+      "6.65 / 1.39",
+    ),
+    (
+      "rFID, COCO / ImageNet, original sizes, Open-MAGVIT2 pretrained, 262,144 codes",
+      "5.10 / 0.78",
+    ),
+    (
+      "rFVD, UCF-101, Open-MAGVIT2's video tokenizer (not here), 5 x 16 x 16 tokens",
+      "16",
+    ),
     ("rFID, ImageNet, IBQ, 1,024 codes", "2.24"),
     ("rFID, ImageNet, IBQ, 8,192 codes", "1.87"),
     ("rFID, ImageNet, IBQ, 16,384 codes", "1.37"),
     ("rFID, ImageNet, IBQ, 262,144 codes", "1.00"),
+    ("rFID, COCO / ImageNet, IBQ pretrained, 16,384 codes", "7.67 / 2.06"),
+    ("rFID, COCO / ImageNet, IBQ pretrained, 262,144 codes", "6.79 / 1.53"),
     ("FID / IS, ImageNet 256, Open-MAGVIT2-AR-B (343M)", "3.08 / 258.26"),
     ("FID / IS, ImageNet 256, Open-MAGVIT2-AR-L (804M)", "2.51 / 271.70"),
     ("FID / IS, ImageNet 256, Open-MAGVIT2-AR-XL (1.5B)", "2.33 / 271.77"),

@@ -15,7 +15,8 @@ from tests.tokenizers.training import first_steps, shapes
 from tokzoo.cli.experiments import load_experiment
 from tokzoo.errors import TokzooError
 from tokzoo.files import read_safetensors
-from tokzoo.hub import abstract_variables
+from tokzoo.hub import abstract_variables, catalog
+from tokzoo.tokenizers.image import llamagen
 from tokzoo.tokenizers.image.open_magvit2 import (
   IBQ_PRESETS,
   IBQ_WEIGHTS,
@@ -130,6 +131,18 @@ def test_running_averages_are_preferred(config, table):
       np.testing.assert_array_equal(flatten(ours)[path], array)
   with pytest.raises(TokzooError, match="model_ema"):
     table.to_ours({**state, "model_ema.encoderconvon": np.zeros(3)}, variables)
+  # Unless the file's own weights are asked for.
+  ours = table.raw().to_ours({**logits, **extra, **state, **averages}, variables)
+  for path, array in flatten(variables).items():
+    np.testing.assert_array_equal(flatten(ours)[path], array)
+
+
+def test_each_generator_has_the_weights_that_its_authors_decode_with():
+  for name, entry in catalog().items():
+    if entry.system == "open-magvit2" and entry.part.endswith("ar"):
+      assert entry.tokenizer is not None
+      tokenizer = catalog()[entry.tokenizer]
+      assert tokenizer.averaged == (entry.part == "ibq-ar"), name
 
 
 @pytest.mark.parametrize(
@@ -234,18 +247,54 @@ def test_the_published_recipes_can_be_planned():
   assert {name: make().name for name, make in recipes.items()} == dict(
     zip(recipes, recipes, strict=True)
   )
-  assert shapes(recipes["lfq-pretrain-16384"]())["params"]["discriminator"]["conv_3"]
+  blurred = shapes(recipes["lfq-pretrain-16384"]())["params"]["discriminator"]
+  assert blurred["conv_2"]["kernel"].shape == (3, 3, 256, 512)
+  assert blurred["norm_2"] and "conv_3" not in blurred
   assert shapes(recipes["ibq-ar-b"]())["params"]["tok_emb"]
 
 
+def test_the_published_recipes_are_those_of_the_source():
+  made = {
+    name: make() for name, make in load_experiment("open-magvit2").RECIPES.items()
+  }
+  for name, recipe in made.items():
+    model = recipe.optimizers["model"]
+    if "nano" in name:
+      continue
+    if "ar-" in name:
+      # Gains and biases decay as well.
+      assert (model.weight_decay, model.decay_axes) == (0.05, 1)
+      continue
+    assert not recipe.data.flip and (model.b1, model.b2) == (0.5, 0.9)
+    assert recipe.batch_size == 256 and model.peak_lr == 1e-4
+    crop = "center" if "pretrain" in name else "random"
+    assert recipe.data.crop == crop
+    assert (recipe.steps == 1_500_000) == ("pretrain" in name)
+  assert len([name for name in made if "pretrain" in name]) == 4
+
+
+VQ_WEIGHTS = {"codebook": 1.0, "commitment": 0.25}
+"""Published, of the nearest code."""
+NEAREST = llamagen.Config(num_codes=32, code_dim=4, is_unit_norm=False)
+
+
+@pytest.mark.parametrize("config", [IBQ, NEAREST], ids=("ibq", "nearest"))
 @pytest.mark.parametrize(
   ("scale", "deviation"), [(None, 1 / 32 / 3**0.5), (2.0, 2.0)], ids=("published", "2")
 )
-def test_ibq_codes_start_as_configured(scale, deviation):
-  module = dataclasses.replace(IBQ, codes_scale=scale).build()
+def test_codes_start_as_configured(config, scale, deviation):
+  module = dataclasses.replace(config, codes_scale=scale).build()
   start = module.init(jax.random.key(0), method=lambda m: m.quantizer.codebook())
   codes = np.asarray(start["params"]["quantizer"]["codes"])
   assert codes.shape == (32, 4)
   assert codes.std() == pytest.approx(deviation, rel=0.15)
   if scale is None:
     assert np.abs(codes).max() <= 1 / 32
+
+
+def test_the_baseline_of_claim_1_starts_where_ibq_does():
+  experiment = load_experiment("open-magvit2")
+  many, plain = experiment.MANY, experiment.MANY_PLAIN
+  assert plain.codes_scale == many.codes_scale and plain.num_codes == many.num_codes
+  tenth = {name: 0.1 * weight for name, weight in VQ_WEIGHTS.items()}
+  assert pytest.approx(tenth) == experiment.SMALL_VQ_WEIGHTS

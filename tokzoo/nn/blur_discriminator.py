@@ -1,10 +1,12 @@
-"""TiTok's discriminator: convolutions with blurred down-sampling, to 16 x 16 logits.
+"""MaskBit's discriminator, of TiTok and Open-MAGVIT2: convolutions, blurred down-sampling.
 
 `modeling/modules/discriminator.py` of bytedance/1d-tokenizer @ 942a96f, after StyleGAN's:
-anti-aliased strides (Zhang, arXiv 1904.11486) and a pool to one size of logits map.
+anti-aliased strides (Zhang, arXiv 1904.11486) and a pool to one size of logits map. In
+TencentARC/SEED-Voken @ b9a17ea (`src/Open_MAGVIT2/modules/discriminator/model.py`) the same
+layers have no pool and read [-1, 1].
 
-  image   float[B, H, W, C] in [-1, 1]; the network works in [0, 1] and converts at its door
-  logits  float[B, 16, 16, 1], high means real
+  image   float[B, H, W, C] in [-1, 1]
+  logits  float[B, h, w, 1], high means real
 """
 
 import flax.linen as nn
@@ -16,29 +18,34 @@ from jaxtyping import Array, Float
 from tokzoo.nn.group_norm import GroupNorm
 from tokzoo.weights import Table, conv2d_rules, norm_rules
 
-_POOL = 16
-
 
 class BlurDiscriminator(nn.Module):
-  """Images to one logit per place of a 16 x 16 grid.
+  """Images to one logit per place of a grid.
 
-  width:   features of the first layer and stage, doubled by each further stage
-  stages:  convolution, blurred halving, group norm; 3 as published
+  width:         features of the first layer and stage, doubled by each further stage
+  stages:        convolution, blurred halving, group norm; 3 as published
+  pool:          side of the grid, 16 in TiTok; None: what the stages leave, as in Open-MAGVIT2
+  is_unit_range: whether the network works in [0, 1], to which it converts at its door (TiTok),
+                 or in the [-1, 1] that comes (Open-MAGVIT2)
   """
 
   width: int = 128
   stages: int = 3
+  pool: int | None = 16
+  is_unit_range: bool = True
 
   @nn.compact
-  def __call__(self, image: Float[Array, "B H W C"]) -> Float[Array, "B 16 16 1"]:
+  def __call__(self, image: Float[Array, "B H W C"]) -> Float[Array, "B h w 1"]:
+    shown = (image + 1) / 2 if self.is_unit_range else image
     # As torch's "same": XLA puts the odd row and column at the bottom and right, too.
-    x = nn.Conv(self.width, (5, 5), name="conv_in")((image + 1) / 2)
+    x = nn.Conv(self.width, (5, 5), name="conv_in")(shown)
     x = nn.leaky_relu(x, 0.1)
     for i in range(self.stages):
       x = nn.Conv(self.width * 2**i, (3, 3), name=f"conv_{i}")(x)
       norm = GroupNorm(32, epsilon=1e-5, name=f"norm_{i}")
       x = nn.leaky_relu(norm(blur_and_halve(x)), 0.1)
-    x = adaptive_max_pool(x, _POOL)
+    if self.pool is not None:
+      x = adaptive_max_pool(x, self.pool)
     x = nn.leaky_relu(nn.Conv(x.shape[-1], (1, 1), name="logits_0")(x), 0.1)
     return nn.Conv(1, (5, 5), name="logits_1")(x)
 
