@@ -1,6 +1,7 @@
 """The published image generators beyond parity: caches, sizes, tables, seeds, bad input."""
 
 import dataclasses
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -192,6 +193,22 @@ def test_only_training_drops(name):
   assert losses(config, **train)(LABELS) == plain(none) != plain(LABELS)
   noisy = dataclasses.replace(config, drop=0.0, dropout=0.5)
   assert abs(losses(noisy, **train)(LABELS) - plain(LABELS)) > 1e-4
+
+
+@pytest.mark.parametrize("name", ["llamagen", "llamagen-captions", "factorized", "ibq"])
+def test_dropout_reaches_the_condition(name, monkeypatch):
+  config, condition = CONFIGS[name], condition_of(name)
+  config = dataclasses.replace(config, drop=0.0, dropout=0.5)
+  places, seen = config.num_tokens + getattr(config, "prefix", 1) - 1, []
+  variables = random_variables(config)
+  module = sys.modules[type(config).__module__]
+  monkeypatch.setattr(
+    module, "dropped", lambda where, x, rate: seen.append(x.shape) or x
+  )
+  ids = IDS if name == "factorized" else IDS[:, :-1]
+  jax.eval_shape(config.build().apply, variables, ids, condition)
+  # The first is of the embeddings: those of the condition stand before those of the tokens.
+  assert seen[0] == (len(IDS), places, config.width)
 
 
 def test_rars_order_is_annealed_and_its_loss_knows_the_order():

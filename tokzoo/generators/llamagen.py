@@ -81,7 +81,7 @@ class Config(LabelledIds):
   drop: float = 0.1
   """Probability of dropping the condition in training."""
   dropout: float = 0.1
-  """On token embeddings and on both branches of a block, in training."""
+  """On the embeddings of condition and tokens and on both branches of a block, in training."""
 
   def build(self) -> "LlamaGen":
     return LlamaGen(self)
@@ -184,7 +184,9 @@ class LlamaGen(nn.Module):
       condition: labels (num_classes: no class) or captions. Where captions have a mask,
         their padding is not seen.
     """
-    x = jnp.concatenate([self._embed_condition(condition), self._embed(ids)], axis=1)
+    start = self._embed_condition(condition)
+    x = jnp.concatenate([start, self.tok_embeddings(ids)], axis=1)
+    x = dropped(self, x, self.config.dropout)
     mask = self._mask(condition, x.shape[1])
     x, _ = self.stack(x, self._rotary().rows(0, x.shape[1]), mask)
     return self._logits(x)
@@ -332,9 +334,6 @@ class LlamaGen(nn.Module):
     else:
       x = self.classes(condition)[:, None]
     return x
-
-  def _embed(self, ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
-    return dropped(self, self.tok_embeddings(ids), self.config.dropout)
 
   def _mask(self, condition: Condition, length: int) -> Bool[Array, "#B 1 L L"]:
     """Causal; padding of captions is not seen, except by itself."""

@@ -82,7 +82,7 @@ class Config(LabelledIds):
   drop: float = 0.1
   """Probability of dropping a class in training."""
   dropout: float = 0.1
-  """On token embeddings and on both branches of a block, in training."""
+  """On the embeddings of class and tokens and on both branches of a block, in training."""
 
   @property
   def num_tokens(self) -> int:
@@ -159,6 +159,7 @@ class FactorizedAR(nn.Module):
     ids = jnp.asarray(ids, jnp.int32)
     start = self.class_emb(require_labels(labels, c.num_classes))[:, None]
     x = jnp.concatenate([start, self._embed(ids[:, :-1])], axis=1)
+    x = dropped(self, x, c.dropout)
     length = x.shape[1]
     x, _ = self.spatial(x, c.rotary().rows(0, length), causal(length))
     # One short sequence per token.
@@ -298,8 +299,7 @@ class FactorizedAR(nn.Module):
 
   def _embed(self, ids: Int[Array, "..."]) -> Float[Array, "... D"]:
     pre, post = split_factors(ids, self.config.factors)
-    x = self.pre_emb(pre) + self.post_emb(post)
-    return dropped(self, x, self.config.dropout)
+    return self.pre_emb(pre) + self.post_emb(post)
 
 
 def split_factors(
@@ -372,8 +372,8 @@ class IBQAR(nn.Module):
     """
     c = self.config
     classes = self.class_emb(require_labels(labels, c.num_classes))[:, None]
-    tokens = dropped(self, self.tok_emb(jnp.asarray(ids, jnp.int32)), c.dropout)
-    x = jnp.concatenate([classes, tokens], axis=1)
+    tokens = self.tok_emb(jnp.asarray(ids, jnp.int32))
+    x = dropped(self, jnp.concatenate([classes, tokens], axis=1), c.dropout)
     length = x.shape[1]
     rotary = c.rotary().rows(0, length)
     for block in self.blocks:
