@@ -101,6 +101,9 @@ def play(
   """Both sides' losses. Gradients of either pass to the reconstruction and to `params`; the
   trainer takes of each player its own.
 
+  Both are of the same parameters, as in Open-MAGVIT2, whose discriminator reads the pictures of
+  the generator before its step; IBQ's steps first, and its generator looks at the new one.
+
   Args:
     adversary: the settings.
     params: of the discriminator.
@@ -123,7 +126,7 @@ def play(
     kept = jax.lax.stop_gradient(dict(updated))
     return jnp.asarray(logits)
 
-  # In the order of the published code: the generator's look, then the discriminator's two.
+  # Running statistics see the generator's look first, then the discriminator's two.
   fooling = fool(adversary, judge(reconstruction))
   real = judge(image)
   fake = judge(jax.lax.stop_gradient(reconstruction))
