@@ -3,12 +3,14 @@
 Paths may be remote (`tokzoo/remote.py`): gs://bucket/model.safetensors.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -108,18 +110,25 @@ def read_safetensors(
   """
   if not located(path).is_file():
     raise TokzooError(f"no {kind} at {path}: check the path.")
-  with on_disk(path) as local:
-    return _read_safetensors(local, path, kind)
+  with on_disk(path) as local, _opened(local, path, kind) as file:
+    arrays = {name: file.get_tensor(name) for name in file.keys()}
+    return arrays, file.metadata() or {}
 
 
-def _read_safetensors(
-  local: Path, path: str | Path, kind: str
-) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-  """What lies in a file of this machine; `path` is what the user called it."""
+def read_safetensors_metadata(path: str | Path, kind: str) -> dict[str, str]:
+  """As `read_safetensors`, the metadata alone: the arrays are not read."""
+  if not located(path).is_file():
+    raise TokzooError(f"no {kind} at {path}: check the path.")
+  with on_disk(path) as local, _opened(local, path, kind) as file:
+    return file.metadata() or {}
+
+
+@contextlib.contextmanager
+def _opened(local: Path, path: str | Path, kind: str) -> Iterator[Any]:
+  """An open file of this machine; `path` is what the user called it."""
   try:
     with safe_open(local, "np") as file:
-      arrays = {name: file.get_tensor(name) for name in file.keys()}
-      return arrays, file.metadata() or {}
+      yield file
   except (SafetensorError, OSError, ValueError, TypeError) as error:
     if _is_pickle(local):
       raise TokzooError(

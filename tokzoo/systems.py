@@ -14,12 +14,15 @@ from tokzoo.errors import unknown
 class Part:
   """One network of a system.
 
-  kind:     what it is
-  config:   "module:Class" of its config, whose `build()` makes the module
-  presets:  "module:NAME" of its published configs by name
-  weights:  "module:NAME" of its conversion table
-  flax:     "module:name" of a function from a config to the table of Flax checkpoints, whose
-            numbered keys depend on it; None: nobody published one
+  kind:            what it is
+  config:          "module:Class" of its config, whose `build()` makes the module
+  presets:         "module:NAME" of its published configs by name
+  weights:         "module:NAME" of its conversion table
+  flax:            "module:name" of a function from a config to the table of Flax checkpoints,
+                   whose numbered keys depend on it; None: nobody published one
+  check_metadata:  "module:FUNCTION" from a preset, the metadata of a published file (strings by
+                   name, {} where it has none) and the file's name to the file's config; it
+                   raises TokzooError where they contradict. None: the preset is the config
   """
 
   kind: Literal["tokenizer", "generator"]
@@ -27,6 +30,7 @@ class Part:
   presets: str
   weights: str
   flax: str | None = None
+  check_metadata: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +209,10 @@ _ALL = (
     paper="2502.13967",
     experiment="image/flextok.py",
     parts={
-      "tokenizer": _part("tokenizer", f"{_IMAGE}.flextok", "Config"),
+      "tokenizer": dataclasses.replace(
+        _part("tokenizer", f"{_IMAGE}.flextok", "Config"),
+        check_metadata=f"{_IMAGE}.flextok:check_metadata",
+      ),
       "vae": _part("tokenizer", f"{_IMAGE}.flextok", "VAEConfig", "VAE_"),
       "ar": _part("generator", "tokzoo.generators.flextok", "Config"),
     },

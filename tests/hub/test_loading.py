@@ -1,5 +1,6 @@
 """`tokzoo.load`: by catalog name, file, run, authors' file and repository, or not at all."""
 
+import dataclasses
 import json
 import sys
 import types
@@ -51,12 +52,13 @@ def shelf(tmp_path, monkeypatch) -> Path:
   catalog.cache_clear()
 
 
-def enter(shelf: Path, **fields) -> None:
-  """Writes a catalog of one entry."""
+def enter(shelf: Path, beside: bool = False, **fields) -> None:
+  """Writes a catalog of one entry, or one more entry."""
   fields = {"system": "instella-t2i", "part": "tokenizer", **fields}
   lines = [f"{name} = {json.dumps(value)}" for name, value in fields.items()]
   text = "[[checkpoint]]\n" + "\n".join(lines) + "\n" + LICENCES
-  (shelf / "catalog.toml").write_text(text)
+  before = (shelf / "catalog.toml").read_text() if beside else ""
+  (shelf / "catalog.toml").write_text(before + text)
   catalog.cache_clear()
 
 
@@ -214,6 +216,27 @@ def test_by_a_repository_that_the_catalog_knows(hub, shelf, authors_file):
     tokzoo.load("theirs")
   # The recorded hash is of the recorded revision alone.
   assert is_tiny(tokzoo.load("them/bae", revision=COMMIT))
+
+
+def test_the_weights_themselves_beside_their_averages(
+  hub, shelf, authors_file, monkeypatch
+):
+  averages = {
+    f"ema.{key.replace('.', '')}": array
+    for key, array in bae.WEIGHTS.to_authors(random_variables(TOKENIZER, 1)).items()
+  }
+  table = dataclasses.replace(bae.WEIGHTS, averages="ema.")
+  monkeypatch.setattr(bae, "WEIGHTS", table)
+  both = table.to_authors(random_variables(TOKENIZER)) | averages
+  write_safetensors(hub / "model.safetensors", both)
+  entry = {"hub": "them/bae", "path": "model.safetensors", "preset": "tiny"}
+  enter(shelf, name="averaged", **entry)
+  enter(shelf, True, name="raw", averaged=False, **entry)
+  assert is_tiny(tokzoo.load("raw")) and is_tiny(tokzoo.load("raw"))
+  # By its repository a file gives its averages.
+  for name in ("averaged", "them/bae", "them/bae/model.safetensors"):
+    other = tokzoo.load(name).fingerprint
+    assert other == fingerprint(random_variables(TOKENIZER, 1))
 
 
 def test_without_network_the_sentence_says_what_to_do(hub):

@@ -12,7 +12,13 @@ from rich.console import Console
 from tokzoo.cli.console import emit, parse, table
 from tokzoo.errors import TokzooError
 from tokzoo.files import sha256_of
-from tokzoo.hub import abstract_variables, catalog, flax_table, table_of
+from tokzoo.hub import (
+  abstract_variables,
+  catalog,
+  flax_table,
+  published_config,
+  table_of,
+)
 from tokzoo.systems import find_part, find_preset, find_system, resolve
 from tokzoo.train import from_json, to_json
 from tokzoo.weights import Row, read_state, write_flax, write_safetensors
@@ -95,8 +101,9 @@ def from_authors(
     TokzooError: an unknown preset, a file that cannot be read, a key left over, missing or
       of another shape.
   """
-  slug, part, config = find_preset(preset)
+  slug, part, _ = find_preset(preset)
   _require_system(file, slug, system)
+  config = published_config(file, preset)
   known = [entry for entry in catalog().values() if entry.preset == preset]
   # Of several files with one preset, the entry of this very one if its name says so.
   known.sort(key=lambda entry: not (entry.path or entry.url or "").endswith(file.name))

@@ -2,7 +2,13 @@
 
 from tokzoo.hub.catalog import Entry, catalog, find_entry
 from tokzoo.hub.codec import PretrainedCodec
-from tokzoo.hub.loading import abstract_variables, flax_table, load, table_of
+from tokzoo.hub.loading import (
+  abstract_variables,
+  flax_table,
+  load,
+  published_config,
+  table_of,
+)
 from tokzoo.hub.pretrained import Card, PretrainedGenerator, PretrainedTokenizer
 from tokzoo.hub.speaker import PretrainedSpeaker
 
@@ -18,5 +24,6 @@ __all__ = [
   "find_entry",
   "flax_table",
   "load",
+  "published_config",
   "table_of",
 ]

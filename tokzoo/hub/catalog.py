@@ -25,6 +25,7 @@ class Entry:
   revision: str | None = None
   under: str | None = None
   preset: str | None = None
+  averaged: bool = True
   sha256: str | None = None
   tokenizer: str | None = None
   tile: bool = False

@@ -28,7 +28,7 @@ from tokzoo.remote import is_remote, located, on_disk
 from tokzoo.train import from_json, load_run, to_json
 from tokzoo.train.state import variables_of_model
 from tokzoo.version import __version__ as version
-from tokzoo.weights import Table, flatten, is_flax, read_state
+from tokzoo.weights import Table, flatten, is_flax, read_metadata, read_state
 from tokzoo.weights.checkpoint import read_checkpoint, write_checkpoint
 
 
@@ -106,7 +106,8 @@ def _from_entry(entry: Entry) -> Pretrained:
   else:
     assert entry.hub is not None and entry.path is not None
     path = download(entry.hub, entry.path, entry.revision, entry.sha256)
-  return _from_authors(path, entry.preset, entry.under, entry.tokenizer, card)
+  where = path, entry.preset, entry.under, entry.averaged
+  return _from_authors(*where, entry.tokenizer, card)
 
 
 def _from_run(path: Path, tokenizer: str | Path | None) -> Pretrained:
@@ -171,7 +172,7 @@ def _from_file(
     "code_licence": "see the authors' repository",
     "weights_licence": "see the authors' repository",
   }
-  return _from_authors(path, preset, _entry_of_file(preset), tokenizer, card)
+  return _from_authors(path, preset, _entry_of_file(preset), True, tokenizer, card)
 
 
 def _from_hub(
@@ -185,6 +186,9 @@ def _from_hub(
   known = [entry for entry in catalog().values() if entry.hub == repo]
   if inside:
     known = [entry for entry in known if entry.path == inside]
+  if len({entry.path for entry in known}) == 1:
+    # One file: its averages, unless an entry is asked for by name.
+    known = [entry for entry in known if entry.averaged] or known
   if len(known) == 1 and preset is None:
     entry = known[0]
     if revision is not None:
@@ -210,30 +214,52 @@ def _from_authors(
   path: Path,
   preset: str,
   under: str | None,
+  averaged: bool,
   tokenizer: str | Path | None,
   card: dict[str, Any],
 ) -> Pretrained:
   """A published file, converted at its first use and kept so (`tokzoo.places.cache_dir`)."""
-  config = systems.find_preset(preset)[2]
-  variables = converted(path, preset, under)
+  config, variables = converted(path, preset, under, averaged)
   return _assemble(config, variables, Card(**card), tokenizer)
 
 
-def converted(path: Path, preset: str, under: str | None = None) -> Any:
-  """The variables of a published file: every shape asserted, no key left over, none missing.
+def published_config(path: Path, preset: str) -> Any:
+  """The config of a published file: its preset, held against what the file says of itself.
+
+  Raises:
+    TokzooError: a file that is damaged, or says that it is not of this preset.
+  """
+  slug, part, config = systems.find_preset(preset)
+  check = systems.find_part(slug, part).check_metadata
+  if check is None:
+    return config
+  return systems.resolve(check)(config, read_metadata(path), path.name)
+
+
+def converted(
+  path: Path, preset: str, under: str | None = None, averaged: bool = True
+) -> tuple[Any, Any]:
+  """Config and variables of a published file: every shape asserted, no key left over or missing.
 
   The first conversion is kept in the cache, for this very file (its path, size and time of
   change), config and version of tokzoo; `TOKZOO_CACHE` says where. A cache that cannot be
   written, or is damaged, costs a warning and another conversion, nothing else.
 
+  Args:
+    path: the file.
+    preset: the published config that it was made with.
+    under: the entry of a torch file that holds the weights.
+    averaged: False: the parameters themselves, where the file holds their averages, too.
+
   Raises:
     TokzooError: a file that cannot be read, or is not of this preset.
   """
-  slug, part, config = systems.find_preset(preset)
+  slug, part, _ = systems.find_preset(preset)
+  config = published_config(path, preset)
   header = {"system": slug, "part": part, "config": to_json(config), "preset": preset}
   like = abstract_variables(config)
   about = path.resolve().stat()
-  file = str(path.resolve()), about.st_size, about.st_mtime_ns, under
+  file = str(path.resolve()), about.st_size, about.st_mtime_ns, under, averaged
   key = json.dumps([file, header, version], sort_keys=True)
   name = hashlib.sha256(key.encode()).hexdigest()[:32]
   kept = cache_dir() / "converted" / f"{name}.safetensors"
@@ -241,15 +267,17 @@ def converted(path: Path, preset: str, under: str | None = None) -> Any:
     try:
       variables, _ = read_checkpoint(kept)
       _require_fit(variables, like, str(kept))
-      return variables
+      return config, variables
     except TokzooError as error:
       warnings.warn(f"converted anew, since {error}", stacklevel=2)
-  variables = table_of(path, slug, part, config).to_ours(read_state(path, under), like)
+  table = table_of(path, slug, part, config)
+  table = table if averaged else table.raw()
+  variables = table.to_ours(read_state(path, under), like)
   try:
     write_checkpoint(kept, variables, header)
   except TokzooError as error:
     warnings.warn(f"the converted weights are not kept: {error}", stacklevel=2)
-  return variables
+  return config, variables
 
 
 def table_of(path: str | Path, slug: str, part: str, config: Any) -> Table:

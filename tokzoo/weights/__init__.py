@@ -1,7 +1,7 @@
 """Weights: reading published files, and tables that map them to our parameters and back."""
 
 from tokzoo.weights.blocks import llama_block_rules, norm_rules, vit_block_rules
-from tokzoo.weights.files import read_state, write_safetensors
+from tokzoo.weights.files import read_metadata, read_state, write_safetensors
 from tokzoo.weights.flax_files import is_flax, write_flax
 from tokzoo.weights.table import (
   CONV2D,
@@ -39,6 +39,7 @@ __all__ = [
   "linear_rules",
   "llama_block_rules",
   "norm_rules",
+  "read_metadata",
   "read_state",
   "unflatten",
   "vit_block_rules",

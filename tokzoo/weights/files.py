@@ -14,7 +14,12 @@ from typing import Any
 import numpy as np
 
 from tokzoo.errors import TokzooError, missing_extra
-from tokzoo.files import read_safetensors, to_safetensors, write_atomic
+from tokzoo.files import (
+  read_safetensors,
+  read_safetensors_metadata,
+  to_safetensors,
+  write_atomic,
+)
 from tokzoo.weights.flax_files import is_flax, read_flax
 
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".dev")
@@ -45,6 +50,18 @@ def read_state(path: str | Path, under: str | None = None) -> dict[str, np.ndarr
     f"{path.name} has the ending {path.suffix!r}; weights are read from .safetensors, "
     f"{', '.join(_PICKLES)}, or a Flax checkpoint of any name, as which it does not begin."
   )
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+  """What the authors wrote into the header of a .safetensors file; a torch file has none.
+
+  Raises:
+    TokzooError: no such file, or one that is damaged.
+  """
+  path = Path(path)
+  if path.suffix != ".safetensors":
+    return {}
+  return read_safetensors_metadata(path, "weight file")
 
 
 def write_safetensors(

@@ -104,6 +104,13 @@ class Table:
   averages: str | None = None
   steps: tuple[Step, ...] = ()
 
+  def raw(self) -> "Table":
+    """The same table for the parameters themselves, where a file holds their averages, too."""
+    if self.averages is None:
+      return self
+    ignore = (*self.ignore, re.escape(self.averages) + ".*")
+    return dataclasses.replace(self, averages=None, ignore=ignore)
+
   def to_ours(self, state: State, like: Any) -> dict[str, Any]:
     """Converts the authors' state to our variables.
 

@@ -23,7 +23,13 @@ logit, hinge for the discriminator, LeCam 0.05), and for LFQ 0.1 * (sample - bat
 batch entropy): `experiments/image/open_magvit2.py`.
 
 Differences from the source: the entropies over 2^18 codes come from the bits, which are
-independent given the latent, and not from a matrix [tokens, 2^18] (the same numbers).
+independent given the latent, and not from a matrix [tokens, 2^18] (the same numbers). The video
+tokenizer of the same name (Open-MAGVIT2-Tokenizer-262144-Video, causal 3D convolutions) is not
+here.
+
+The authors measured the averages of the tokenizers' files, and their IBQ generators read them, too;
+Open-MAGVIT2's generators were trained on the tokens of the file's own weights, without averages (the
+catalog's `averaged = false`).
 """
 
 import dataclasses
@@ -278,8 +284,7 @@ def _lfq_side(side: str, level: str) -> tuple[Rule, ...]:
   )
 
 
-# The losses' networks (LPIPS, discriminator) with their averages, and the averages' state. The
-# averages of the tokenizer are what the authors measured.
+# The losses' networks (LPIPS, discriminator) with their averages, and the averages' state.
 _OTHERS = (r"loss\..*", r"model_ema\.(loss.*|decay|num_updates)")
 
 WEIGHTS = Table(

@@ -1,6 +1,7 @@
 """FlexTok (arXiv 2502.13967): the tokenizer in `model.py`, its autoencoder in `vae.py`, what it
-is trained with in `training.py`."""
+is trained with in `training.py`, what its published files say in `metadata.py`."""
 
+from tokzoo.tokenizers.image.flextok.metadata import check_metadata
 from tokzoo.tokenizers.image.flextok.model import (
   PRESETS,
   WEIGHTS,
@@ -28,4 +29,5 @@ __all__ = [
   "RectifiedFlow",
   "Size",
   "VAEConfig",
+  "check_metadata",
 ]

@@ -94,7 +94,8 @@ class Config:
   num_tokens: int = 256
   """K, the most tokens of an image."""
   levels: tuple[int, ...] = (8, 8, 8, 5, 5, 5)
-  """Levels of each dimension of a code: 64,000 codes."""
+  """Levels of each dimension of a code: 64,000 codes. A published file says its own, as it does
+  for the next ones that name it (`metadata.py`)."""
   encoder: Size = D12
   """The encoder's transformer."""
   decoder: Size = D12
@@ -104,15 +105,15 @@ class Config:
   time_features: int = 256
   """Cosines and sines of the time."""
   max_time: float = 1.0
-  """Times are multiplied by 1000 / max_time."""
+  """Times are multiplied by 1000 / max_time; a file says its own."""
   max_period: float = 256.0
-  """Longest period of the time embedding over 2 pi."""
+  """Longest period of the time embedding over 2 pi, a constant of the source's code."""
   dropout: Law | None = "uniform"
-  """Law of the number of tokens that are kept in training; None: all are."""
+  """Law of the number of tokens that are kept in training; None: all are. A file says its own."""
   null_rate: float = 0.2
-  """Probability of training without tokens, for guidance."""
+  """Probability of training without tokens, for guidance; unverified, and a file says its own."""
   steps: int = 20
-  """Of Euler's method in decoding."""
+  """Of Euler's method in decoding, as in the source's README; its code's default is 25."""
   guidance: float = 7.5
   """Scale of the guidance in decoding; 1 is none."""
   guide_by: Guidance = "apg"

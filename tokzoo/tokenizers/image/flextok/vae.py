@@ -61,8 +61,9 @@ class VAEConfig:
   """Groups of every GroupNorm."""
   scale: float = 0.13025
   """Latents are multiplied by it: SDXL's, and that of the authors' own tests with 16 channels
-  (of their wrapper, flextok/vae_wrapper.py @ 87d00cc, which itself sets none). A checkpoint says
-  its own in config.json (`scaling_factor`)."""
+  (of their wrapper, flextok/vae_wrapper.py @ 87d00cc, which itself sets none). A file of FlexTok
+  says its own, which is taken; one of the autoencoder alone has it in its config.json
+  (`scaling_factor`), which is not read."""
 
   @property
   def factor(self) -> int:
