@@ -14,11 +14,12 @@ Lab record
   d12-d12-in1k, d18-d18-in1k, d18-d28-in1k, d18-d28-dfn   stage 1; DINOv2 needs its file
   ar-49m, -85m, -201m, -393m, -679m, -1.33b               stage 2, for classes
 
-Published: the sizes; logit-normal times; tokens dropped uniformly or by powers of two, no
-tokens at all for guidance; alignment with DINOv2-L; muP, whose learning rates say nothing
-about ours. The authors' repository holds neither training code nor schedules: batch, steps,
-rates and the alignment's block and weight below are ours (REPA's, where it says), and are
-marked so. d18-d28-dfn differs from -in1k in its data alone: DFN-2B.
+Published: the sizes (of the generators the largest, 1.33B; the five others are unverified);
+logit-normal times; tokens dropped uniformly or by powers of two, no tokens at all for guidance
+(how often is unverified); alignment with DINOv2-L; muP, whose learning rates say nothing about
+ours. The authors' repository holds neither training code nor schedules: batch, steps, rates and
+the alignment's block and weight below are ours (REPA's, where it says), and are marked so.
+d18-d28-dfn differs from -in1k in its data alone: DFN-2B.
 
 The claims stand at their second size. The first, 16 tokens of patches of 2 x 2 after 800 steps
 of 32, had not learnt to read its tokens (one seed: velocity's error 0.577 with one token,
@@ -498,7 +499,7 @@ TABLES = (
   {
     "what": "rFID on ImageNet 256 with all 256 tokens: d12-d12, d18-d18, d18-d28",
     "published": "4.20, 1.61, 1.45",
-    "source": "arXiv 2502.13967 (the first two unverified)",
+    "source": "arXiv 2502.13967 (unverified)",
   },
   {
     "what": "gFID on ImageNet 256, 1.33B generator, 32 tokens: d12-d12, d18-d18, d18-d28",

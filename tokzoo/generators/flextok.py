@@ -52,7 +52,7 @@ _INIT = nn.initializers.normal(0.02)
 
 @dataclasses.dataclass(frozen=True)
 class Config(LabelledIds):
-  """Sizes of the generator; the defaults are those of the largest published one."""
+  """Sizes of the generator; the defaults are 1.33B, the largest one."""
 
   num_tokens: int = 256
   """K, the most tokens of an image."""
@@ -217,7 +217,8 @@ def _sized(depth: int) -> Config:
   return Config(width=64 * depth, layers=depth, heads=depth)
 
 
-# Named by the parameters of their blocks, 12 width^2 each, as in the paper.
+# Named by the parameters of their blocks, 12 width^2 each. "Up to 1.33B" is what is known of the
+# paper's sizes: the five below are unverified.
 PRESETS = {
   "flextok-ar-49m": _sized(10),
   "flextok-ar-85m": _sized(12),
