@@ -1,4 +1,4 @@
-"""The blurred discriminator as TiTok and as Open-MAGVIT2 have it (parity: tests/parity/titok.py)."""
+"""The blurred discriminator as TiTok has it (parity: tests/parity/titok.py), and Open-MAGVIT2."""
 
 import jax
 import numpy as np

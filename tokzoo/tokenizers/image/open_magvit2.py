@@ -27,9 +27,9 @@ independent given the latent, and not from a matrix [tokens, 2^18] (the same num
 tokenizer of the same name (Open-MAGVIT2-Tokenizer-262144-Video, causal 3D convolutions) is not
 here.
 
-The authors measured the averages of the tokenizers' files, and their IBQ generators read them, too;
-Open-MAGVIT2's generators were trained on the tokens of the file's own weights, without averages (the
-catalog's `averaged = false`).
+The authors measured the averages of the tokenizers' files, and IBQ's generators read them, too;
+Open-MAGVIT2's generators were trained on the tokens of the weights themselves (the catalog's
+`averaged = false`).
 """
 
 import dataclasses
