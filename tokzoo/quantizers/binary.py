@@ -8,7 +8,8 @@ Instella-T2I (arXiv 2506.21022), binary latent space after Wang et al. (arXiv 23
   values:      (b + p - sg(p)) @ E,  E [m, D]: the sum of the rows of the bits that are on
 
 The straight-through gradient is that of the un-tempered sigmoid. The bits are 0 and 1, not
--1 and 1, so an empty token is the zero vector.
+-1 and 1, so an empty token is the zero vector; of a token that is hidden `ids` are 0, not -1.
+Losses are returned in evaluation, too.
 """
 
 import flax.linen as nn

@@ -7,7 +7,8 @@ Layer" (arXiv 2411.02038). With F [K, d] drawn once from N(0, 1/d) and never cha
 
 and only W learns, from the loss of whatever codes were chosen; codes that were not chosen
 move with them. Losses, unweighted and, as in vector_quantize_pytorch, also in evaluation:
-`codebook` mean (sg z - c)^2 and `commitment` mean (z - sg c)^2, the latter with 0.25 there.
+`codebook` mean (sg z - c)^2 and `commitment` mean (z - sg c)^2, the latter with 0.25 there. W
+starts from N(0, 1/d), there from PyTorch's uniform draw of a third of that variance.
 """
 
 import math

@@ -20,7 +20,9 @@ Condition, an input of every call:
           class", and training puts it in place of a label with probability `drop`.
 
 Differences from the source: sampling of the autoregressive model keeps keys and values in a
-cache (the source recomputes them: the same numbers); class labels are ours, for small runs.
+cache (the source recomputes them: the same numbers); class labels are ours, for small runs. A
+training from scratch starts from other weights: attention and MLPs are LeCun normal, where the
+source draws Xavier uniform for diffusion and PyTorch's own for the autoregressive model.
 """
 
 from tokzoo.generators.instella_t2i.autoregressive import (
