@@ -258,6 +258,17 @@ def test_level_dropout(z):
     {i: full_after["codebook"][f"levels_{i}"] for i in range(2)}
     | {2: variables["codebook"]["levels_2"]},
   )
+  # Two of three levels bind as three do, where those in use are counted alone.
+  among = quantizer.clone(mean_over="used")
+  found, _ = step(among, variables, z, None, key)
+  assert found.losses["commitment"] == pytest.approx(
+    float(out.stats["commitment"].sum()) / 2
+  )
+  mask = jnp.zeros(z.shape[:2], bool)
+  assert step(among, variables, z, mask, key)[0].losses["commitment"] == 0
+  # Nothing dropped, nothing changed.
+  whole = FAMILIES["vqp"].clone(mean_over="used")
+  assert step(whole, variables, z)[0].losses == full.losses
   # In evaluation all levels are used.
   assert evaluate(quantizer, variables, z).ids.min() >= 0
 

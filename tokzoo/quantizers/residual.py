@@ -140,6 +140,9 @@ class Residual(nn.Module):
   dropout:     of levels in training; needs the rng stream `quantizer`
   beam:        how to search jointly; None: greedily
   soft_clamp:  v of each dimension: z <- v tanh(z / v) first; None: not
+  mean_over:   what the losses are means over: all levels, of which those that dropout left out
+               count as 0 (vector_quantize_pytorch), or those in use (EnCodec and its
+               descendants), so that few levels bind no less than many
 
   Ids are int32[B, L, Q]. Losses are means over the levels; where a position does not use a
   level, its loss there is 0. Stats: those of the levels, stacked to
@@ -153,6 +156,7 @@ class Residual(nn.Module):
   dropout: LevelDropout | ItemDropout | ChosenDropout | None = None
   beam: Beam | None = None
   soft_clamp: tuple[float, ...] | None = None
+  mean_over: Literal["all", "used"] = "all"
 
   def __post_init__(self):
     super().__post_init__()
@@ -254,11 +258,16 @@ class Residual(nn.Module):
     if mask is not None:
       values = jnp.where(mask[..., None], values, 0)
     ids = jnp.stack([out.ids for out in outs], axis=-1)
+    shares = shares[:num_levels]
     by_level = {
-      name: jnp.stack([out.losses[name] for out in outs]) * shares[:num_levels]
+      name: jnp.stack([out.losses[name] for out in outs]) * shares
       for name in outs[0].losses
     }
     losses = {name: jnp.mean(loss) for name, loss in by_level.items()}
+    if self.mean_over == "used":
+      # Nothing dropped: a factor of exactly 1. Nothing kept by a mask: all losses are 0.
+      factor = len(outs) / jnp.maximum(jnp.sum(shares), 1)
+      losses = {name: factor * loss for name, loss in losses.items()}
     stats = {
       name: _stack_padded([out.stats[name] for out in outs]) for name in outs[0].stats
     }

@@ -228,6 +228,29 @@ def test_training_moves_everything(name):
     assert (before != now).any() and np.isfinite(now).all()
 
 
+@pytest.mark.parametrize("name", ["encodec", "mimi", "xcodec"])
+def test_commitment_is_the_mean_over_the_codebooks_in_use(name):
+  """As the authors' penalties: those that the drawn rate left out do not count."""
+  config = CONFIGS[name]
+  module, variables = config.build(), variables_of(name)
+  x = sound(config, config.hop * 8)
+  mutable = [kind for kind in variables if kind != "params"]
+
+  def step(seed):
+    rngs = {"quantizer": seed, "codebook": seed}
+    return module.apply(variables, x, train=True, rngs=rngs, mutable=mutable)[0]
+
+  run, seen = compiled(step), set()
+  for seed in range(12):
+    output = run(jax.random.key(seed))
+    used = int((output.tokens.ids[0, 0] >= 0).sum())
+    # Of a level left out the loss is 0, in the stats as well.
+    total = float(output.stats["commitment"].sum())
+    assert output.losses["commitment"] == pytest.approx(total / used, rel=1e-5)
+    seen.add(used)
+  assert len(seen) > 1
+
+
 @pytest.mark.parametrize("name", ["encodec", "mimi"])
 def test_codebooks_start_from_the_first_batch(name):
   config = CONFIGS[name]

@@ -46,7 +46,7 @@ def ema_residual(
   dropout: ChosenDropout | LevelDropout | None = None,
   gradient: ResidualGradient = "encodec",
 ) -> Residual:
-  """Residual VQ over moving averages (decay 0.99).
+  """Residual VQ over moving averages (decay 0.99). Losses are means over the codebooks in use.
 
   Args:
     num_codebooks: Q.
@@ -65,7 +65,7 @@ def ema_residual(
     start=KMeans(kmeans_iterations),
   )
   levels = tuple(level.clone() for _ in range(num_codebooks))
-  return Residual(levels, gradient=gradient, dropout=dropout)
+  return Residual(levels, gradient=gradient, dropout=dropout, mean_over="used")
 
 
 def ema_rules(

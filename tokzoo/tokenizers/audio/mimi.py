@@ -13,7 +13,7 @@ own, and what they give is added. A code is the sum of its tokens over their num
 1e-5 of it. The latents of a last, broken frame follow transformers: zeros beyond the end of
 each convolution, the last frame repeated before the stride to 12.5 Hz.
 
-Losses in training: `commitment`, the mean over codebooks. Features: `semantic` float32[B, L, D],
+Losses in training: `commitment`, the mean over the codebooks in use. Features: `semantic` float32[B, L, D],
 what the semantic codebook gives, to be distilled. Rng streams in training: `quantizer` (number
 of acoustic codebooks; which items bypass quantization) and `codebook` (k-means, dead codes).
 
@@ -223,7 +223,7 @@ class SplitQuantizer(nn.Module):
 
     def residual(count: int, dropout: LevelDropout | None) -> Residual:
       levels = tuple(level.clone() for _ in range(count))
-      return Residual(levels, gradient="mimi", dropout=dropout)
+      return Residual(levels, gradient="mimi", dropout=dropout, mean_over="used")
 
     self.semantic = residual(c.num_semantic, None)
     self.acoustic = residual(c.num_codebooks - c.num_semantic, LevelDropout())
@@ -254,7 +254,9 @@ class SplitQuantizer(nn.Module):
       self.acoustic_in(z) if project else z, train=train, num_levels=more or None
     )
     values = semantic + (self.acoustic_out(rest.values) if project else rest.values)
-    share = c.num_semantic / (c.num_semantic + more)
+    # As many acoustic codebooks as were drawn, the same for the whole batch.
+    used = jnp.sum(rest.ids[0, 0] >= 0).astype(jnp.float32)
+    share = c.num_semantic / (c.num_semantic + used)
     losses = {
       name: share * loss + (1 - share) * rest.losses[name]
       for name, loss in first.losses.items()
