@@ -55,6 +55,9 @@ MODELS = {
 }
 
 
+MODULES = (dac, dm_codec, encodec, mimi, snac, speechtokenizer, wavtokenizer, xcodec)
+
+
 def shapes_of(config):
   """Our variables of a model, without making them."""
   x = jax.ShapeDtypeStruct((1, 4 * config.hop, config.channels), jnp.float32)
@@ -112,9 +115,19 @@ def test_sizes_without_a_list_are_the_published_ones(module, preset, millions):
 
 def test_the_catalog_names_every_published_checkpoint():
   known = {entry.preset for entry in catalog().values()}
-  modules = (dac, dm_codec, encodec, mimi, snac, speechtokenizer, wavtokenizer, xcodec)
-  presets = set().union(*(module.PRESETS for module in modules))
+  presets = set().union(*(module.PRESETS for module in MODULES))
   assert presets <= known
+
+
+def test_published_rates_of_the_catalog_are_those_of_the_presets():
+  presets = {k: c for module in MODULES for k, c in module.PRESETS.items()}
+  entries = [e for e in catalog().values() if "published_kbps" in e.metrics]
+  assert len(entries) > 5
+  for entry in entries:
+    rates = presets[entry.preset].rates_kbps
+    kbps = entry.metrics["published_kbps"]
+    # As printed, some to one digit and SNAC's cut off.
+    assert any(abs(kbps - rate) < 0.05 for rate in rates), entry.name
 
 
 def fixture(name: str):
