@@ -12,16 +12,21 @@ Lab record
                 400 steps of 8 on a CPU came to -0.3 dB on training prompts
   speech-gan-nano   the whole objective with small critics, on from there for 200 steps of 8 on a CPU:
                 held-out half seconds come back at 6.5 dB
-  75, 40        the published configurations (decoder/experiment.py); the critics of waves and of
-                spectra are DAC's. The authors' third, DAC's own, is left out: no optimizer is
-                given its weights, so that its features stay those of a random network
+  75, 40        the published configurations (decoder/experiment.py at 5cf440d): the critics of waves
+                and of magnitudes are those of Vocos, told the entry that the step draws. The
+                authors' third, DAC's, does not learn and is left out
+
+Differences of the published recipes from the authors': one draw of the entry serves both players,
+where each has its own; their data is scaled to a peak of -1 to -6 dB, drawn anew for each crop, and a
+file shorter than a crop is repeated, where here silence fills it up. Their third critic gets an
+optimizer after it was replaced by another one of its name: the one that judges stays random.
 """
 
 import dataclasses
 
 from tokzoo.losses import spectral
 from tokzoo.nn.seanet import SEANet
-from tokzoo.nn.sound_critics import Critics, MultiBand, MultiPeriod
+from tokzoo.nn.sound_critics import Critics, MultiPeriod, MultiResolution
 from tokzoo.nn.vocos import Vocos
 from tokzoo.tokenizers.audio.wavtokenizer import PRESETS, Config
 from tokzoo.train import Optimizer, Recipe
@@ -35,6 +40,7 @@ SMALL = Config(
   net=SEANet(filters=8, dim=32, ratios=(8, 5, 4), lstm_layers=1, is_causal=False),
   vocos=Vocos(dim=64, hidden=128, layers=2, groups=8, n_fft=640, hop=160),
   num_codes=256,
+  draws_entry=False,
   reset_below=1.0,
 )
 """Hop 160: 100 tokens a second of 8 bits."""
@@ -45,9 +51,10 @@ SPEECH = dataclasses.replace(
   net=dataclasses.replace(SMALL.net, filters=10),
   vocos=dataclasses.replace(SMALL.vocos, dim=64, hidden=128, layers=3),
   num_codes=1024,
+  draws_entry=False,
   reset_below=0.25,
 )
-"""1 kbps."""
+"""1 kbps, a short training for one entry of the conditional norms."""
 
 
 def nano() -> Recipe:
@@ -68,13 +75,17 @@ def speech_nano() -> Recipe:
   )
 
 
-# The authors take the mean over the critics of either kind; here it is twice that of all.
+_ENTRIES = Config().vocos.bandwidths
+
 _ADVERSARY = SoundAdversary(
-  network=Critics((MultiPeriod(), MultiBand())),
-  weight=2.0,
-  feature_weight=2.0 / 8,
+  network=Critics(
+    (
+      MultiPeriod(skips_first=True, conditions=_ENTRIES),
+      MultiResolution(conditions=_ENTRIES),
+    )
+  ),
   loss="hinge",
-  over="mean",
+  over="kinds",
 )
 
 

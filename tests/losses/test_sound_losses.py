@@ -15,7 +15,13 @@ from tokzoo.losses.adversarial import (
   margin_discriminator,
   margin_generator,
 )
-from tokzoo.nn.sound_critics import Critics, MultiBand, MultiPeriod, MultiScale
+from tokzoo.nn.sound_critics import (
+  Critics,
+  MultiBand,
+  MultiPeriod,
+  MultiResolution,
+  MultiScale,
+)
 from tokzoo.nn.sound_critics.layers import NormConv
 from tokzoo.nn.spectra import Mel, frames, hann, mel_filters, stft
 from tokzoo.weights import write_safetensors
@@ -274,6 +280,7 @@ SMALL = {
   "period": MultiPeriod((2, 3), (4, 6, 6, 8, 8)),
   "scale": MultiScale((4, 4, 8, 8, 8, 8, 8), groups=4),
   "band": MultiBand((32, 16), width=4, bands=((0.0, 0.4), (0.4, 1.0))),
+  "resolution": MultiResolution((32, 16), width=4, conditions=3),
 }
 
 
@@ -281,7 +288,7 @@ SMALL = {
 def test_critics_judge_waves_that_fill_no_frame(name):
   module, wave = SMALL[name], noise(2, 301, 1)
   found, variables = jax.jit(module.init_with_output)(jax.random.key(0), wave)
-  assert len(found) == {"period": 2, "scale": 3, "band": 2}[name]
+  assert len(found) == {"scale": 3}.get(name, 2)
   for verdict in found:
     assert verdict.logits.shape[0] == 2 and verdict.logits.shape[-1] == 1
     assert np.array_equal(verdict.maps[-1], verdict.logits)
@@ -310,6 +317,54 @@ def test_critics_together_forget_level_and_offset_where_asked():
   found, other = run(wave), run(0.3 * wave + 0.1)
   assert len(found) == 3
   assert all(np.allclose(a, b, atol=1e-4) for a, b in zip(found, other, strict=True))
+
+
+def test_a_whole_period_more_and_a_map_less():
+  """DAC's critic fills up a wave that lacks nothing; that of Vocos keeps its first map to itself."""
+  plain, wave = MultiPeriod((3, 4), (4, 4)), noise(1, 300, 1)
+  variables = jax.jit(plain.init)(jax.random.key(0), wave)
+
+  def shapes(**options):
+    found = plain.clone(**options).apply(variables, wave)
+    return [[m.shape[1] for m in verdict.maps] for verdict in found]
+
+  # 300 / 3 and 300 / 4 samples, every third of them, then all.
+  assert shapes() == [[34, 34, 34], [25, 25, 25]]
+  assert shapes(always_pads=True) == [[34, 34, 34], [26, 26, 26]]
+  assert shapes(skips_first=True) == [[34, 34], [25, 25]]
+  longer = jnp.pad(wave, ((0, 0), (0, 4), (0, 0)), mode="reflect")
+  other = plain.clone(periods=(4,), always_pads=True)
+  theirs = other.apply({"params": {"period_4": variables["params"]["period_4"]}}, wave)
+  ours = plain.apply(variables, longer)[1]
+  np.testing.assert_allclose(theirs[0].logits, ours.logits, rtol=1e-6)
+
+
+def test_a_condition_adds_its_product_with_the_features():
+  both = Critics((MultiBand((16,), 2), SMALL["resolution"], MultiPeriod((2,), (2, 3))))
+  wave = noise(2, 301, 1)
+  variables = jax.jit(both.init)(jax.random.key(0), wave)
+  assert both.conditions == 3 and MultiPeriod().conditions == 0
+  tables = jax.tree.map(jnp.zeros_like, variables)["params"]["networks_1"]
+  assert tables["resolution_16"]["condition"]["table"].shape == (3, 4)
+
+  def run(variables, condition):
+    return both.apply(variables, wave, condition)
+
+  # The table starts at 0: no condition says anything.
+  start = run(variables, jnp.int32(2))
+  for a, b in zip(run(variables, None), start, strict=True):
+    np.testing.assert_array_equal(a.logits, b.logits)
+  assert [verdict.kind for verdict in start] == [0, 1, 1, 2]
+  params = jax.tree.map(lambda x: x, variables["params"])
+  entry = np.arange(1, 5, dtype=np.float32)
+  table = np.zeros((3, 4), np.float32)
+  table[2] = entry
+  params["networks_1"]["resolution_16"]["condition"]["table"] = jnp.asarray(table)
+  told, other = (run({"params": params}, jnp.int32(i)) for i in (2, 1))
+  added = np.asarray(told[2].logits - start[2].logits)[..., 0]
+  np.testing.assert_allclose(added, np.asarray(told[2].maps[-2]) @ entry, atol=1e-5)
+  np.testing.assert_array_equal(other[2].logits, start[2].logits)
+  np.testing.assert_array_equal(told[1].logits, start[1].logits)
 
 
 def test_the_spectral_norm_is_the_largest_singular_value():
@@ -393,3 +448,20 @@ def test_critics_beside_torch():
     assert (
       np.abs(h.numpy() - np.asarray(verdict.logits).transpose(0, 2, 1)).max() < 1e-5
     )
+
+  variables = SMALL["resolution"].init(jax.random.key(3), wave)
+  mine = SMALL["resolution"].apply(variables, wave)
+  steps = ((2, 2), (2, 1), (2, 2), (2, 1), (2, 2))
+  for n, verdict in zip((32, 16), mine, strict=True):
+    p = variables["params"][f"resolution_{n}"]
+    h = torch.stft(x[:, 0], n, n // 4, window=None, center=True, return_complex=True)
+    h = h.abs()[:, None]
+    for i, stride in enumerate(steps):
+      w, b = kernel(p[f"conv_{i}"])
+      assert tuple(w.shape[2:]) == ((7, 5), (5, 3), (5, 3), (3, 3), (3, 3))[i]
+      padding = tuple(side // 2 for side in w.shape[2:])
+      h = F.leaky_relu(F.conv2d(h, w, b, stride, padding), 0.1)
+      assert np.abs(h.numpy().transpose(0, 2, 3, 1) - verdict.maps[i]).max() < 1e-4
+    w, b = kernel(p["conv_post"])
+    h = F.conv2d(h, w, b, 1, 1).numpy().transpose(0, 2, 3, 1)
+    assert np.abs(h - np.asarray(verdict.logits)).max() < 1e-4

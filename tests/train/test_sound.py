@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from tests.codecs import CAUSAL, RATE, sound
+from tests.tokenizers.audio.tiny import CONFIGS, variables_of
+from tests.tokenizers.audio.tiny import sound as sample
 from tokzoo.errors import TokzooError
 from tokzoo.losses import spectral
 from tokzoo.nn.seanet import SEANet
-from tokzoo.nn.sound_critics import MSSTFT, Critics
+from tokzoo.nn.sound_critics import MSSTFT, Critics, MultiPeriod, MultiResolution
 from tokzoo.nn.sound_critics.waves import ScaleCritic
 from tokzoo.tokenizers.audio.speechtokenizer import Config as Speech
 from tokzoo.train.sound import Distillation, SoundAdversary, SoundReconstruction
@@ -59,6 +61,52 @@ def test_the_generators_loss_is_the_weighted_sum():
   assert np.isclose(float(losses.players["model"]), total, rtol=1e-4)
   assert np.isclose(float(losses.players["discriminator"]), m["discriminator"])
   assert set(losses.updates) == {"codebook"} and not losses.turns
+
+
+def test_a_mean_of_each_kind_and_a_condition_that_the_step_draws():
+  """As WavTokenizer: kinds count alike however many critics they have, and know the entry."""
+  network = Critics(
+    (MultiPeriod((2, 3), (2, 3)), MultiResolution((64,), 2, conditions=4))
+  )
+  model = CONFIGS["wavtokenizer"]
+  batch = {"audio": sample(model, 40 * model.hop)}
+  kinds = SoundAdversary(network, over="kinds", loss="hinge")
+  task = SoundReconstruction(model=model, adversary=kinds)
+  # Codes that are in use: a start from the batch would draw as well.
+  variables = first(task, batch)
+  variables["codebook"] = variables_of("wavtokenizer")["codebook"]
+  key = jax.random.key(1)
+
+  def losses(variables, step_key):
+    return task.losses(variables, batch, step_key, jnp.int32(0))
+
+  run = jax.jit(losses)
+  metrics = run(variables, key).metrics
+  fake, seen = task._apply(variables, batch["audio"], key, train=True)[0], []
+  for wave in (batch["audio"], fake.reconstruction):
+    given = {"params": variables["params"]["discriminator"]}
+    seen.append(network.apply(given, wave, fake.features["condition"]))
+  real, fake = seen
+  far = [
+    sum(jnp.abs(a - b).mean() for a, b in zip(r.maps, f.maps, strict=True))
+    for r, f in zip(real, fake, strict=True)
+  ]
+  expected = (far[0] + far[1]) / 2 + far[2]
+  assert np.isclose(metrics["features"], expected, rtol=1e-3)
+  fooled = [jax.nn.relu(1 - f.logits).mean() for f in fake]
+  expected = (fooled[0] + fooled[1]) / 2 + fooled[2]
+  assert np.isclose(metrics["adversarial"], expected, rtol=1e-3)
+  # The entries differ once they have learnt: another draw, another verdict and another sound.
+  table = variables["params"]["discriminator"]["networks_1"]["resolution_64"]
+  table["condition"]["table"] = jnp.arange(8.0).reshape(4, 2)
+  scale = variables["params"]["backbone"]["norm"]["scale"]
+  variables["params"]["backbone"]["norm"]["scale"] = scale + jnp.arange(2.0)[:, None]
+  draws = [run(variables, jax.random.key(i)).metrics for i in range(8)]
+  assert len({float(m["l1"]) for m in draws}) == model.vocos.bandwidths
+  assert len({float(m["discriminator"]) for m in draws}) == model.vocos.bandwidths
+  fixed = dataclasses.replace(task, model=dataclasses.replace(model, draws_entry=False))
+  output = fixed._apply(variables, batch["audio"], key, train=True)[0]
+  assert not output.features
 
 
 def test_critics_that_start_later_are_silent_before():

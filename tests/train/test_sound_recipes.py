@@ -14,7 +14,14 @@ from tokzoo.cli.experiments import load_experiment
 from tokzoo.data.packaged import sound_crops
 from tokzoo.errors import TokzooError
 from tokzoo.metrics import audio as metrics
-from tokzoo.nn.sound_critics import MSSTFT, Critics, MultiBand, MultiPeriod, MultiScale
+from tokzoo.nn.sound_critics import (
+  MSSTFT,
+  Critics,
+  MultiBand,
+  MultiPeriod,
+  MultiResolution,
+  MultiScale,
+)
 from tokzoo.systems import SYSTEMS
 from tokzoo.train.plan.programs import batch_shapes
 from tokzoo.train.sound_recipes import LouderStart, smaller
@@ -58,9 +65,10 @@ def test_a_nano_recipe_fits_its_data_and_players(slug, name):
 
 
 def test_critics_are_made_smaller_kind_by_kind():
-  every = Critics((MultiPeriod(), MultiScale(), MultiBand(), MSSTFT()), peak=0.8)
+  kinds = MultiPeriod(skips_first=True), MultiScale(), MultiBand(), MSSTFT()
+  every = Critics((*kinds, MultiResolution(conditions=4)), peak=0.8)
   small = smaller(every)
-  assert small.peak == 0.8
+  assert small.peak == 0.8 and small.conditions == 4 and small.networks[0].skips_first
   assert [type(n) for n in small.networks] == [type(n) for n in every.networks]
   wave, key = jax.ShapeDtypeStruct((1, 4_000, 1), jnp.float32), jax.random.key(0)
   sizes = [
@@ -101,6 +109,7 @@ def test_critics_and_spectra_compute_in_bfloat16():
   for critic in (
     MultiScale((2,) * 7, 1),
     MultiPeriod((2,), (2, 2)),
+    MultiResolution((32,), 2, conditions=2),
     MultiBand((32,), 2),
   ):
 

@@ -1,7 +1,8 @@
 """Short-time Fourier transforms and mel filters, as torch, torchaudio and librosa define them.
 
 Signals are float32[B, T]. Frames are cut by slicing, not by gathering, so that their gradient
-is a sum of slices on every machine. Windows are Hann windows, periodic, as in torch.stft.
+is a sum of slices on every machine. Windows are Hann windows, periodic, as in torch.stft, unless
+they are said to be flat.
 """
 
 import dataclasses
@@ -47,6 +48,7 @@ def stft(
   win: int | None = None,
   center: bool = False,
   normalized: bool = False,
+  flat: bool = False,
 ) -> Complex[Array, "B F K"]:
   """torch.stft with a Hann window: complex64[B, F, n_fft / 2 + 1].
 
@@ -58,10 +60,11 @@ def stft(
     center: pad n_fft / 2 samples on both sides by reflection.
     normalized: divide by the root of the window's summed squares (torchaudio's
       `normalized=True`).
+    flat: a window of ones instead (torch's `window=None`).
   """
   if center:
     x = reflect(x, n_fft // 2, n_fft // 2)
-  window = hann(win or n_fft, n_fft)
+  window = np.ones(n_fft) if flat else hann(win or n_fft, n_fft)
   if normalized:
     window = window / np.sqrt(np.sum(window**2))
   cut = frames(x.astype(jnp.float32), n_fft, hop)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from tokzoo.nn.conv1d import POINTWISE1D, Conv1d, conv1d_rules
 from tokzoo.nn.group_norm import GroupNorm
@@ -72,7 +72,9 @@ class ConditionalNorm(nn.Module):
   bandwidths: int
 
   @nn.compact
-  def __call__(self, x: Float[Array, "B L D"], bandwidth: int) -> Float[Array, "B L D"]:
+  def __call__(
+    self, x: Float[Array, "B L D"], bandwidth: Int[Array, ""] | int
+  ) -> Float[Array, "B L D"]:
     shape = (self.bandwidths, x.shape[-1])
     scale = self.param("scale", nn.initializers.ones, shape)[bandwidth]
     shift = self.param("shift", nn.initializers.zeros, shape)[bandwidth]
@@ -89,7 +91,9 @@ class ConvNeXtBlock(nn.Module):
   net: Vocos
 
   @nn.compact
-  def __call__(self, x: Float[Array, "B L D"], bandwidth: int) -> Float[Array, "B L D"]:
+  def __call__(
+    self, x: Float[Array, "B L D"], bandwidth: Int[Array, ""] | int
+  ) -> Float[Array, "B L D"]:
     c = self.net
     y = Conv1d(c.dim, 7, padding=3, groups=c.dim, name="dwconv")(x)
     y = ConditionalNorm(c.bandwidths, name="norm")(y, bandwidth)
@@ -106,7 +110,7 @@ class Backbone(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, "B L E"], bandwidth: int = 0
+    self, x: Float[Array, "B L E"], bandwidth: Int[Array, ""] | int = 0
   ) -> Float[Array, "B L D"]:
     c = self.net
     x = Conv1d(c.dim, 7, padding=3, name="embed")(x)

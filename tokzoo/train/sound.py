@@ -22,7 +22,7 @@ from tokzoo.errors import TokzooError
 from tokzoo.losses import adversarial, balancer, distillation, feature_matching
 from tokzoo.losses.spectral import MelLoss, STFTLoss
 from tokzoo.metrics import SISNR, Mean, mel_distance
-from tokzoo.nn.sound_critics import Verdict
+from tokzoo.nn.sound_critics import Verdict, called
 from tokzoo.nn.spectra import Mel
 from tokzoo.train.state import variables_of_model
 from tokzoo.train.tasks import usage
@@ -42,8 +42,9 @@ class SoundAdversary:
   """Of feature matching."""
   loss: Literal["least_squares", "hinge"] = "least_squares"
   """LSGAN, or the hinge of EnCodec on both sides."""
-  over: Literal["sum", "mean"] = "sum"
-  """How the critics' losses are joined."""
+  over: Literal["sum", "mean", "kinds"] = "sum"
+  """How the critics' losses are joined; kinds: the mean of each kind, added (WavTokenizer, where it
+  holds of the plain distance of maps as well)."""
   features: Literal["relative", "absolute"] = "absolute"
   """EnCodec's relative distance of maps, or the plain one."""
   feature_factor: float = 1.0
@@ -132,7 +133,10 @@ class SoundReconstruction:
     shown = output.reconstruction
     metrics = dict(output.losses)
     outside = self._outside(output, batch, metrics)
-    critic = None if self.adversary is None else _Critic(self.adversary, variables)
+    condition = output.features.get("condition")
+    critic = None
+    if self.adversary is not None:
+      critic = _Critic(self.adversary, variables, condition)
     real = None if critic is None else critic.judge(audio)
     is_on = jnp.ones((), jnp.float32)
     if self.adversary is not None:
@@ -294,27 +298,30 @@ class SoundReconstruction:
 
 
 class _Critic:
-  """The critics in one step.
+  """The critics in one step; the codec's feature "condition" is told to those that know of one.
 
   kept:  their collection; the power iteration of a spectral norm moves once a step, where torch
          moves it at every look
   """
 
-  def __init__(self, adversary: SoundAdversary, variables: Variables):
+  def __init__(
+    self, adversary: SoundAdversary, variables: Variables, condition: Array | None
+  ):
     self.adversary = adversary
+    self._condition = condition
     self._params = variables["params"]["discriminator"]
     self.kept = dict(variables.get("discriminator", {}))
 
   def judge(self, wave: Array) -> Verdicts:
     variables = {"params": self._params, **self.kept}
-    return self.adversary.network.apply(variables, wave)
+    return self._apply(variables, wave)
 
   def learn(self, wave: Array) -> Verdicts:
     """As `judge`; what they keep moves."""
     if not self.kept:
       return self.judge(wave)
     variables = {"params": self._params, **self.kept}
-    found, new = self.adversary.network.apply(variables, wave, mutable=list(self.kept))
+    found, new = self._apply(variables, wave, mutable=list(self.kept))
     self.kept = jax.lax.stop_gradient(dict(new))
     return found
 
@@ -326,9 +333,8 @@ class _Critic:
       if is_hinge
       else adversarial.least_squares_discriminator
     )
-    return self._joined(
-      [loss(r.logits, f.logits) for r, f in zip(real, fake, strict=True)]
-    )
+    pairs = zip(real, fake, strict=True)
+    return self._joined(real, [loss(r.logits, f.logits) for r, f in pairs])
 
   def fool(
     self, real: Verdicts, fake: Verdicts
@@ -338,17 +344,34 @@ class _Critic:
     loss = (
       adversarial.margin_generator if is_hinge else adversarial.least_squares_generator
     )
-    fooling = self._joined([loss(verdict.logits) for verdict in fake])
+    fooling = self._joined(fake, [loss(verdict.logits) for verdict in fake])
     end = -1 if self.adversary.skips_logits else None
     reals, fakes = ([verdict.maps[:end] for verdict in side] for side in (real, fake))
     if self.adversary.features == "relative":
       return fooling, feature_matching.relative(reals, fakes)
     factor = self.adversary.feature_factor
+    if self.adversary.over == "kinds":
+      each = [
+        feature_matching.absolute([r], [f], factor)
+        for r, f in zip(reals, fakes, strict=True)
+      ]
+      return fooling, self._joined(fake, each)
     return fooling, feature_matching.absolute(reals, fakes, factor)
 
-  def _joined(self, losses: list[Array]) -> Float[Array, ""]:
-    total = _added(losses)
-    return total / len(losses) if self.adversary.over == "mean" else total
+  def _joined(self, verdicts: Verdicts, losses: list[Array]) -> Float[Array, ""]:
+    match self.adversary.over:
+      case "sum":
+        return _added(losses)
+      case "mean":
+        return _added(losses) / len(losses)
+    kinds = [verdict.kind for verdict in verdicts]
+    alike = {kind: kinds.count(kind) for kind in kinds}
+    pairs = zip(kinds, losses, strict=True)
+    return _added([loss / alike[kind] for kind, loss in pairs])
+
+  def _apply(self, variables: Variables, wave: Array, **options: Any) -> Any:
+    network = self.adversary.network
+    return network.apply(variables, wave, self._condition, method=called, **options)
 
 
 def _streams(rng: PRNGKeyArray) -> dict[str, PRNGKeyArray]:

@@ -15,7 +15,14 @@ from tokzoo.data.config import DataConfig
 from tokzoo.data.packaged import sound_crops
 from tokzoo.errors import TokzooError
 from tokzoo.losses import spectral
-from tokzoo.nn.sound_critics import MSSTFT, Critics, MultiBand, MultiPeriod, MultiScale
+from tokzoo.nn.sound_critics import (
+  MSSTFT,
+  Critics,
+  MultiBand,
+  MultiPeriod,
+  MultiResolution,
+  MultiScale,
+)
 from tokzoo.train.recipe import Evaluator, MeshShape, Optimizer, Recipe
 from tokzoo.train.sound import SoundAdversary, SoundReconstruction
 
@@ -194,7 +201,11 @@ def smaller(network: Any) -> Any:
     case Critics():
       return Critics(tuple(map(smaller, network.networks)), network.peak)
     case MultiPeriod():
-      return MultiPeriod((2, 3), tuple(width // 8 for width in network.widths))
+      return network.clone(
+        periods=(2, 3), widths=tuple(width // 8 for width in network.widths)
+      )
+    case MultiResolution():
+      return network.clone(n_ffts=(512,), width=network.width // 8)
     case MultiScale():
       return MultiScale(tuple(width // 8 for width in network.widths), groups=4)
     case MultiBand():

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 Norm = Literal["weight", "spectral", "none"]
 
@@ -18,10 +18,12 @@ class Verdict:
 
   logits:  float[B, ..., 1], high for recordings
   maps:    its feature maps, in order; whether the logits are among them is the network's
+  kind:    which of the networks of `Critics` it belongs to
   """
 
   logits: Float[Array, "B ..."]
   maps: tuple[Array, ...]
+  kind: int = struct.field(pytree_node=False, default=0)
 
 
 class NormConv(nn.Module):
@@ -97,6 +99,28 @@ class NormConv(nn.Module):
     return u @ (matrix @ v)
 
 
+class Condition(nn.Module):
+  """What a condition adds to the logits: the scalar product of its entry of a table, which starts
+  at 0, with the features of each place (projection discriminators, arXiv 1802.05637).
+
+  count:  entries of the table
+  """
+
+  count: int
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "B F K D"], condition: Int[Array, ""] | None
+  ) -> Float[Array, "B F K 1"]:
+    """Nothing where no condition is given."""
+    table = self.param("table", nn.initializers.zeros, (self.count, x.shape[-1]))
+    if condition is None:
+      return jnp.zeros((*x.shape[:-1], 1), x.dtype)
+    return (x * table[condition].astype(x.dtype)[None, None, None]).sum(
+      -1, keepdims=True
+    )
+
+
 class Critics(nn.Module):
   """Several discriminators as one.
 
@@ -107,25 +131,40 @@ class Critics(nn.Module):
   networks: Sequence[nn.Module]
   peak: float | None = None
 
+  @property
+  def conditions(self) -> int:
+    """Entries of the condition; 0: none of them knows of one."""
+    return max(map(conditions_of, self.networks))
+
   @nn.compact
-  def __call__(self, wave: Float[Array, "B T C"]) -> list[Verdict]:
+  def __call__(
+    self, wave: Float[Array, "B T C"], condition: Int[Array, ""] | None = None
+  ) -> list[Verdict]:
     if self.peak is not None:
       wave = wave - wave.mean(1, keepdims=True)
       highest = jnp.abs(wave).max(1, keepdims=True)
       wave = self.peak * wave / (highest + jnp.asarray(1e-9, wave.dtype))
     found: list[Verdict] = []
-    for network in self.networks:
-      found += _called(network, wave)
+    for kind, network in enumerate(self.networks):
+      found += [v.replace(kind=kind) for v in called(network, wave, condition)]
     return found
+
+
+def conditions_of(network: Any) -> int:
+  """Entries of the condition that a critic hears of; 0: of none."""
+  return getattr(network, "conditions", 0)
+
+
+def called(
+  network: Any, wave: Array, condition: Int[Array, ""] | None = None
+) -> list[Verdict]:
+  """A critic on waves; a condition is for those that know of one."""
+  return network(wave, condition) if conditions_of(network) else network(wave)
 
 
 def leaky(x: Array, slope: float) -> Array:
   """Leaky ReLU."""
   return nn.leaky_relu(x, slope)
-
-
-def _called(network: Any, wave: Array) -> list[Verdict]:
-  return network(wave)
 
 
 def _unit(x: Float[Array, "n"]) -> Float[Array, "n"]:

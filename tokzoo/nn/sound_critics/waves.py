@@ -1,7 +1,8 @@
 """HiFi-GAN's discriminators (arXiv 2010.05646): the wave at prime periods, and at three rates.
 
-The logits are the last feature map, as in the source. DAC's multi-period discriminator is the
-same, and leaves that map out of its feature loss (`Verdict.maps[:-1]`).
+The logits are the last feature map, as in the source. DAC's multi-period discriminator leaves that
+map out of its feature loss (`Verdict.maps[:-1]`), and adds a whole period to a wave that is made of
+whole ones; that of Vocos and WavTokenizer leaves the first map out and is told a condition.
 """
 
 from collections.abc import Sequence
@@ -11,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from tokzoo.nn.sound_critics.layers import Norm, NormConv, Verdict, leaky
+from tokzoo.nn.sound_critics.layers import Condition, Norm, NormConv, Verdict, leaky
 
 _SLOPE = 0.1
 
@@ -21,16 +22,26 @@ _SLOPE = 0.1
 class PeriodCritic(nn.Module):
   """The wave folded to [B, T / period, period], convolved along time alone.
 
-  period:  in samples
-  widths:  channels of the strided layers; the last has stride 1
+  period:       in samples
+  widths:       channels of the strided layers; the last has stride 1
+  always_pads:  where no sample is missing, by a whole period
+  skips_first:  the first layer's output is no feature map
+  conditions:   entries of the condition; 0: none
   """
 
   period: int
   widths: tuple[int, ...] = (32, 128, 512, 1024, 1024)
+  always_pads: bool = False
+  skips_first: bool = False
+  conditions: int = 0
 
   @nn.compact
-  def __call__(self, wave: Float[Array, "B T C"]) -> Verdict:
+  def __call__(
+    self, wave: Float[Array, "B T C"], condition: Int[Array, ""] | None = None
+  ) -> Verdict:
     missing = -wave.shape[1] % self.period
+    if self.always_pads and not missing:
+      missing = self.period
     x = jnp.pad(wave, ((0, 0), (0, missing), (0, 0)), mode="reflect")
     x = rearrange(x, "b (t p) c -> b t p c", p=self.period)
     maps = []
@@ -38,21 +49,30 @@ class PeriodCritic(nn.Module):
       stride = 3 if i < len(self.widths) - 1 else 1
       conv = NormConv(width, (5, 1), (stride, 1), padding=(2, 0), name=f"conv_{i}")
       x = leaky(conv(x), _SLOPE)
-      maps.append(x)
+      if i or not self.skips_first:
+        maps.append(x)
     logits = NormConv(1, (3, 1), padding=(1, 0), name="conv_post")(x)
+    if self.conditions:
+      logits = logits + Condition(self.conditions, name="condition")(x, condition)
     return Verdict(logits, (*maps, logits))
 
 
 class MultiPeriod(nn.Module):
-  """periods: in samples; widths: of every one."""
+  """periods: in samples; the rest: of every one, see `PeriodCritic`."""
 
   periods: Sequence[int] = (2, 3, 5, 7, 11)
   widths: tuple[int, ...] = (32, 128, 512, 1024, 1024)
+  always_pads: bool = False
+  skips_first: bool = False
+  conditions: int = 0
 
   @nn.compact
-  def __call__(self, wave: Float[Array, "B T C"]) -> list[Verdict]:
+  def __call__(
+    self, wave: Float[Array, "B T C"], condition: Int[Array, ""] | None = None
+  ) -> list[Verdict]:
+    how = self.widths, self.always_pads, self.skips_first, self.conditions
     return [
-      PeriodCritic(p, self.widths, name=f"period_{p}")(wave) for p in self.periods
+      PeriodCritic(p, *how, name=f"period_{p}")(wave, condition) for p in self.periods
     ]
 
 

@@ -7,10 +7,11 @@ Modeling", arXiv 2408.16532. Written from what jishengpeng/WavTokenizer @ 5cf440
   tokens  ids [B, L, 1], L = ceil(T / hop)
 
 Encoder and codebook are EnCodec's, not causal; the decoder attends over all frames. Of the
-conditional norms' entries decoding takes `bandwidth_id`, 0 as published.
+conditional norms' entries decoding takes `bandwidth_id`, 0 as published; a step of training draws
+one, which is the feature `condition`, int32[], for critics that are to know it.
 
-Losses in training: `commitment` (published weight 1000). Rng stream in training: `codebook`
-(k-means, dead codes).
+Losses in training: `commitment` (published weight 1000). Rng streams in training: `codebook`
+(k-means, dead codes) and `quantizer` (the entry).
 
 Differences from the source: see `tokzoo.nn.seanet` and `tokzoo.tokenizers.audio.codebooks`;
 the decoder has no dropout. Of a checkpoint the encoder, the codebook, the backbone and the head
@@ -22,7 +23,7 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from tokzoo.contract import Output, Quantized
 from tokzoo.errors import TokzooError
@@ -55,6 +56,8 @@ class Config:
   """K of the codebook."""
   bandwidth_id: int = 0
   """The entry of the conditional norms."""
+  draws_entry: bool = True
+  """Training draws the entry; else it is that one, and the others stay as they start."""
   reset_below: float | None = 2.0
   """In training, tokens a step below which a code starts anew; None: never."""
 
@@ -144,17 +147,26 @@ class WavTokenizer(nn.Module):
     """Reconstructs audio at its own length."""
     self._check(x, num_codebooks, None)
     quantized = self.quantizer(self.encoder(x), train=train)
-    audio = self.audio(quantized.values.astype(x.dtype))
+    entry, features = self.config.bandwidth_id, {}
+    if train and self.config.draws_entry and not self.is_initializing():
+      count = self.config.vocos.bandwidths
+      entry = jax.random.randint(self.make_rng("quantizer"), (), 0, count)
+      features["condition"] = entry
+    audio = self.audio(quantized.values.astype(x.dtype), entry)
     return Output(
       reconstruction=of_length(audio, x.shape[1]).astype(jnp.float32),
       tokens=self._tokens(quantized),
       losses=quantized.losses,
       stats=quantized.stats,
+      features=features,
     )
 
-  def audio(self, codes: Float[Array, "B L D"]) -> Float[Array, "B T 1"]:
-    """Codes to audio."""
-    return self.head(self.backbone(codes, self.config.bandwidth_id))[..., None]
+  def audio(
+    self, codes: Float[Array, "B L D"], entry: Int[Array, ""] | int | None = None
+  ) -> Float[Array, "B T 1"]:
+    """Codes to audio, by an entry of the conditional norms; None: the config's."""
+    entry = self.config.bandwidth_id if entry is None else entry
+    return self.head(self.backbone(codes, entry))[..., None]
 
   def _check(self, x: Array, num_codebooks: int | None, num_tokens: int | None) -> None:
     c = self.config
