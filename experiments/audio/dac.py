@@ -8,11 +8,11 @@ Lab record
                            seconds come back at 8.2 dB SI-SNR from 6.4 kbps, all codes in use. With
                            the quantizer's losses at their published weights, 700 steps: 0.1 dB, 60 %
   speech-gan-nano          the whole objective with small critics, on from there for 200 steps: 8.6 dB
-  16khz, 24khz, 44khz      the published configurations (conf/final/*.yml): 0.38 s crops; their
-                           training data is not public as a set: any folder of audio
+  16khz, 24khz, 44khz      the published configurations (conf/final/*.yml at c7cfc5d): 0.38 s crops;
+                           their training data is not public as a set: any folder of audio
 
-Optimizers are those of scripts/train.py, what is done to the data is conf/base.yml's and
-audiotools': crops softer than -40 LUFS are drawn again, up to eight times.
+Optimizers are those of scripts/train.py, what is done to the data is conf/final's and audiotools':
+crops softer than -40 LUFS are drawn again, up to eight times.
 """
 
 import dataclasses
@@ -57,7 +57,7 @@ def speech_nano() -> Recipe:
 
 
 _ADVERSARY = SoundAdversary(
-  network=Critics((MultiPeriod(), MultiBand()), peak=0.8),
+  network=Critics((MultiPeriod(always_pads=True), MultiBand()), peak=0.8),
   weight=1.0,
   feature_weight=2.0,
   skips_logits=True,
@@ -69,7 +69,7 @@ def speech_gan_nano() -> Recipe:
   return with_critics(speech_nano(), _ADVERSARY, "dac-speech-nano")
 
 
-def _published(rate: str, steps: int) -> Recipe:
+def _published(rate: str) -> Recipe:
   model = PRESETS[f"dac-{rate}"]
   # torch's AdamW decays weights by 0.01 unless it is told otherwise, and is not.
   optimizer = Optimizer(
@@ -97,7 +97,7 @@ def _published(rate: str, steps: int) -> Recipe:
     task,
     seconds=0.38,
     batch_size=72,
-    steps=steps,
+    steps=400_000,
     optimizer=optimizer,
   )
   optimizers = {"model": optimizer, "discriminator": critic}
@@ -114,17 +114,17 @@ def _published(rate: str, steps: int) -> Recipe:
 
 def khz16() -> Recipe:
   """16 kHz, 12 codebooks."""
-  return _published("16khz", 400_000)
+  return _published("16khz")
 
 
 def khz24() -> Recipe:
   """24 kHz, 32 codebooks."""
-  return _published("24khz", 400_000)
+  return _published("24khz")
 
 
 def khz44() -> Recipe:
   """44.1 kHz, 9 codebooks."""
-  return _published("44khz", 250_000)
+  return _published("44khz")
 
 
 RECIPES = {

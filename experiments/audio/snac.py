@@ -55,7 +55,7 @@ def speech_nano() -> Recipe:
 
 
 _ADVERSARY = SoundAdversary(
-  network=Critics((MultiPeriod(), MultiBand()), peak=0.8),
+  network=Critics((MultiPeriod(always_pads=True), MultiBand()), peak=0.8),
   feature_weight=2.0,
   skips_logits=True,
 )

@@ -90,6 +90,15 @@ def test_soft_crops_are_drawn_again_but_not_for_ever():
   assert heard(loud, silence) == 0
 
 
+@pytest.mark.parametrize("rate", ["16khz", "24khz", "44khz"])
+def test_dacs_published_settings_are_those_of_conf_final(rate):
+  """Not of conf/base.yml, where all items drop out and training is shorter."""
+  recipe = load_experiment("dac").RECIPES[rate]()
+  assert recipe.steps == 400_000 and recipe.batch_size == 72
+  assert recipe.task.model.quantizer_dropout == 0.5
+  assert recipe.task.adversary.network.networks[0].always_pads
+
+
 def test_dacs_published_data_have_all_three():
   recipe = load_experiment("dac").RECIPES["44khz"]()
   for data in (recipe.data, recipe.evaluators["held_out"].data):

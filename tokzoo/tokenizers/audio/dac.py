@@ -166,7 +166,6 @@ PRESETS = {
     sample_rate_hz=44_100,
     net=DACNet(rates=(2, 4, 8, 8)),
     num_codebooks=9,
-    quantizer_dropout=1.0,
   ),
 }
 
