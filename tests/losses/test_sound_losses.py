@@ -16,6 +16,7 @@ from tokzoo.losses.adversarial import (
   margin_generator,
 )
 from tokzoo.nn.sound_critics import (
+  MSSTFT,
   Critics,
   MultiBand,
   MultiPeriod,
@@ -337,6 +338,16 @@ def test_a_whole_period_more_and_a_map_less():
   theirs = other.apply({"params": {"period_4": variables["params"]["period_4"]}}, wave)
   ours = plain.apply(variables, longer)[1]
   np.testing.assert_allclose(theirs[0].logits, ours.logits, rtol=1e-6)
+
+
+def test_channels_apart_are_judged_as_sounds_of_their_own():
+  apart, wave = MSSTFT((32,), width=2, dilations=(1,), apart=True), noise(3, 200, 2)
+  found, variables = jax.jit(apart.init_with_output)(jax.random.key(0), wave)
+  # Real and imaginary part of one channel.
+  assert variables["params"]["scale_0"]["conv_0"]["kernel"].shape[-2] == 2
+  assert found[0].logits.shape[0] == 6
+  alone = apart.apply(variables, wave[..., 1:])[0].logits
+  np.testing.assert_allclose(found[0].logits[1::2], alone, rtol=1e-4, atol=1e-6)
 
 
 def test_a_condition_adds_its_product_with_the_features():

@@ -226,6 +226,14 @@ def test_distillation_adds_its_weighted_loss_or_says_what_lacks():
   assert np.isclose(
     float(losses.players["model"]), m["l1"] + 7 * m["distillation"], rtol=1e-4
   )
+  variables, shares = first(task, batch), []
+  for weight in (0.0, 1.0, 3.0):
+    how = Distillation(7.0, ("a", "b"), axis="t", similarity=weight)
+    frames = dataclasses.replace(task, distillation=how)
+    made = found(frames, variables, batch=batch).metrics["distillation"]
+    shares.append(float(made))
+  assert np.isclose(shares[2] - shares[0], 3 * (shares[1] - shares[0]), rtol=1e-4)
+  assert shares[1] > shares[0]
   with pytest.raises(TokzooError, match="the data has no 'a'"):
     found(task, first(task, batch))
   other = dataclasses.replace(PLAIN, distillation=Distillation(1.0, ("a",)))

@@ -23,6 +23,7 @@ from tokzoo.nn.sound_critics import (
   MultiScale,
 )
 from tokzoo.systems import SYSTEMS
+from tokzoo.train.optim import make_optimizer, update
 from tokzoo.train.plan.programs import batch_shapes
 from tokzoo.train.sound_recipes import LouderStart, smaller
 from tokzoo.train.step import compute_cast
@@ -206,3 +207,51 @@ def test_the_benchmark_measures_the_beginnings_of_sounds(monkeypatch):
   config = sound_crops("test", 2_000, 0.4)
   assert [wave.shape for wave in experiment._waves(config, 2)] == [(800, 2)] * 3
   assert not list(experiment._waves(sound_crops("test", 2_000, 1.5), 1))
+
+
+def test_encodecs_published_critics_are_the_papers():
+  recipes = load_experiment("encodec").RECIPES
+  for name, longest, apart in (("24khz", 2048, False), ("48khz", 4096, True)):
+    critic = recipes[name]().task.adversary.network
+    assert sorted(critic.n_ffts) == [longest // 2**i for i in (4, 3, 2, 1, 0)]
+    assert critic.apart == apart
+
+
+def test_of_mimi_the_transformers_alone_decay():
+  recipe = load_experiment("mimi").RECIPES["published"]()
+  assert recipe.ema == 0.99
+  optimizer = recipe.optimizers["model"]
+  assert optimizer.weight_decay == 0.05
+  model = load_experiment("mimi").SMALL
+  wave = jax.ShapeDtypeStruct((1, 640, 1), jnp.float32)
+  like = jax.eval_shape(model.build().init, jax.random.key(0), wave)["params"]
+  params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), like)
+  rule = make_optimizer(dataclasses.replace(optimizer, peak_lr=1.0), recipe.steps)
+  still = jax.tree.map(jnp.zeros_like, params)
+  change, _ = update(rule, still, rule.init(params), params)
+  falls = {path.split("/")[0] for path, x in flatten(change).items() if (x < 1).any()}
+  assert falls == {"encoder_transformer", "decoder_transformer"}
+
+
+def test_dm_codecs_published_data_are_not_cut():
+  """The frames of a language model do not lie evenly over a sound."""
+  recipe = load_experiment("dm-codec").RECIPES["librispeech"]()
+  assert recipe.data.crop == recipe.evaluators["held_out"].data.crop == "none"
+  assert recipe.data.seconds == 3.0
+
+
+def test_x_codecs_published_objective_is_the_authors():
+  recipe = load_experiment("xcodec").RECIPES["librispeech"]()
+  task, optimizer = recipe.task, recipe.optimizers["model"]
+  assert task.weights == {"commitment": 1.0, "semantic": 100.0} and task.mel is None
+  assert [r.n_fft for r in task.stft.resolutions] == [512, 1024, 2048]
+  assert recipe.batch_size == 64 and recipe.data.seconds == 3.0
+  assert (optimizer.peak_lr, optimizer.eps, optimizer.clip_norm) == (2e-4, 1e-6, 2.0)
+  assert np.isclose(optimizer.decay ** (281_241 / 64), 0.999)
+  # The teacher stays what was loaded, untouched by the decay of weights.
+  assert recipe.freeze == ("^semantic_model/",)
+  # 20 times the mean over all maps.
+  network, wave = task.adversary.network, jax.ShapeDtypeStruct((1, 9_000, 1), float)
+  found, _ = jax.eval_shape(network.init_with_output, jax.random.key(0), wave)
+  maps = sum(len(verdict.maps) for verdict in found)
+  assert np.isclose(task.adversary.feature_weight * maps, 20)

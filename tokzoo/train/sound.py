@@ -70,6 +70,8 @@ class Distillation:
   """Of several teachers; None: alike."""
   axis: Literal["d", "t"] = "d"
   """Cosines along time for each dimension, or along dimensions for each frame with L1."""
+  similarity: float = 1.0
+  """Weight of the cosines beside L1 (the authors' lambda_sim), on the axis t."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,7 +258,7 @@ class SoundReconstruction:
       metrics["distillation"] = distillation.combined(feature, teachers, how.shares)
     else:
       shares = how.shares or (1.0 / len(teachers),) * len(teachers)
-      each = [distillation.t_axis(feature, teacher) for teacher in teachers]
+      each = [distillation.t_axis(feature, x, how.similarity) for x in teachers]
       metrics["distillation"] = _added(
         [s * x for s, x in zip(shares, each, strict=True)]
       )

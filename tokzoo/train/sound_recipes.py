@@ -211,7 +211,7 @@ def smaller(network: Any) -> Any:
     case MultiBand():
       return MultiBand((512,), network.width // 8, network.bands)
     case MSSTFT():
-      return MSSTFT((512,), width=network.width // 8, dilations=network.dilations)
+      return network.clone(n_ffts=(512,), hops=None, width=network.width // 8)
   raise TokzooError(
     f"{type(network).__name__} is not a critic of tokzoo/nn/sound_critics: write a small one."
   )

@@ -251,6 +251,14 @@ def test_commitment_is_the_mean_over_the_codebooks_in_use(name):
   assert len(seen) > 1
 
 
+def test_x_codec_decodes_the_states_of_its_teacher_for_a_loss():
+  config = CONFIGS["xcodec"]
+  output = run("xcodec", "__call__", sound(config, config.hop * 8))
+  far = output.features["semantic"] - output.features["semantic_target"]
+  expected = np.square(np.asarray(far)).mean()
+  assert output.losses["semantic"] == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("name", ["encodec", "mimi"])
 def test_codebooks_start_from_the_first_batch(name):
   config = CONFIGS[name]

@@ -70,20 +70,25 @@ class STFTCritic(nn.Module):
 
 
 class MSSTFT(nn.Module):
-  """Several scales. EnCodec's three by default; SpeechTokenizer and DM-Codec add 256 and 128.
+  """Several scales. The three of EnCodec's repository by default; its paper, SpeechTokenizer and
+  DM-Codec add 256 and 128.
 
   n_ffts:  samples of each transform, as of its window
   hops:    between windows; None: a quarter of each
   width, dilations:  of every scale
+  apart:   each channel of a sound is judged by itself (EnCodec's paper), not as one picture
   """
 
   n_ffts: Sequence[int] = (1024, 2048, 512)
   hops: Sequence[int] | None = None
   width: int = 32
   dilations: tuple[int, ...] = (1, 2, 4)
+  apart: bool = False
 
   @nn.compact
   def __call__(self, wave: Float[Array, "B T C"]) -> list[Verdict]:
+    if self.apart:
+      wave = rearrange(wave, "b t c -> (b c) t 1")
     hops = self.hops or [n // 4 for n in self.n_ffts]
     return [
       STFTCritic(n, hop, n, self.width, self.dilations, name=f"scale_{i}")(wave)

@@ -19,7 +19,8 @@ of acoustic codebooks; which items bypass quantization) and `codebook` (k-means,
 
 Differences from the source: see `tokzoo.nn.seanet`; moving averages are smoothed as in EnCodec
 (1e-5 of a token a code) where the source divides by the number alone; an item bypasses
-quantization as a whole.
+quantization as a whole, its projections included, where in the source each kind of codebooks draws
+for itself, and its projections stay.
 """
 
 import dataclasses

@@ -12,9 +12,9 @@ hears the audio; both are concatenated, mixed by a linear layer and quantized. A
 and DAC's decoder (without its tanh, and without its short odd strides) make audio again.
 HuBERT does not learn.
 
-Losses in training: `commitment`, the mean over the codebooks in use. Features: `semantic`
-float32[B, L, D], HuBERT's states as decoded from the codes, and `semantic_target`, what they
-are to be. Rng streams in training: `quantizer` (bit rate) and `codebook`.
+Losses in training: `commitment`, the mean over the codebooks in use, and `semantic`, the mean
+square between HuBERT's states and those that are decoded from the codes (published weight 100).
+Features: `semantic` float32[B, L, D], the latter, and `semantic_target`, the former. Rng streams in training: `quantizer` (bit rate) and `codebook`.
 
 Differences from the source: the audio is filled up to whole frames; see `tokzoo.nn.dac` and
 `tokzoo.tokenizers.audio.codebooks`.
@@ -249,15 +249,14 @@ class XCodec(nn.Module):
     quantized = self.quantizer(z, train=train, num_levels=num_codebooks)
     codes = quantized.values.astype(z.dtype)
     audio = self.decoder(self.fc2(codes))
+    decoded = self.decoder_semantic(self.fc1(codes))
+    far = jnp.square((decoded - states).astype(jnp.float32)).mean()
     return Output(
       reconstruction=of_length(audio, x.shape[1]).astype(jnp.float32),
       tokens=self._tokens(quantized),
-      losses=quantized.losses,
+      losses={**quantized.losses, "semantic": far},
       stats=quantized.stats,
-      features={
-        "semantic": self.decoder_semantic(self.fc1(codes)),
-        "semantic_target": states,
-      },
+      features={"semantic": decoded, "semantic_target": states},
     )
 
   def latents(
