@@ -27,6 +27,7 @@ from tokzoo.metrics import (
   PrecisionRecall,
   frechet_distance,
 )
+from tokzoo.metrics.probing import probed
 from tokzoo.tokens import Tokens
 
 ROWS = 12
@@ -278,3 +279,14 @@ def test_precision_and_recall_equal_the_definition():
     "recall": share(real, generated),
   }
   assert result.compute()["precision"] <= 0.75
+
+
+def test_a_probe_tells_what_the_codes_together_say_and_no_more():
+  draw = np.random.default_rng(0)
+  ids = draw.integers(4, size=(40, 30, 3))
+  # Of the first two codebooks both are needed, the third knows nothing.
+  labels = (ids[..., 0] >= 2) * 2 + (ids[..., 1] >= 2)
+  assert (probed(ids[..., :2], labels, 30) == 1).all()
+  half = probed(ids[..., :1], labels, 30)
+  assert half.shape == (10,) and 0.4 < half.mean() < 0.6
+  assert probed(ids[..., 2:], labels, 30).mean() < 0.35

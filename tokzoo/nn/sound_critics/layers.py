@@ -146,7 +146,8 @@ class Critics(nn.Module):
       wave = self.peak * wave / (highest + jnp.asarray(1e-9, wave.dtype))
     found: list[Verdict] = []
     for kind, network in enumerate(self.networks):
-      found += [v.replace(kind=kind) for v in called(network, wave, condition)]
+      said = called(network, wave, condition)
+      found += [Verdict(v.logits, v.maps, kind) for v in said]
     return found
 
 
