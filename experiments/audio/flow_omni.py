@@ -19,7 +19,9 @@ Lab record
               to be told apart; all 5,000 are compared now.
 
 No code, weights, sizes or training data are public: there is no published configuration. What is
-measured is the mechanism (its sheet, section 5), on toys.
+measured is the mechanism (its sheet, section 5), on toys. The two stages of training (first adapter
+and speech parts beside a frozen language model, then all) have no recipe: nano has no text model to
+freeze. Frames are normalised by two constants for all bins, not bin by bin.
 """
 
 import dataclasses
@@ -98,27 +100,51 @@ _MODES = np.array([[1.0, 0.5], [-0.8, 0.6]], np.float32)
 @functools.cache
 def _two_modes(seed: int) -> tuple[FlowHead, Variables]:
   """A head that is trained to answer one state with either mode."""
-  return _fitted(seed, lambda draw, n: _MODES[draw.integers(2, size=n)])
+  return _fitted(seed, _either)
+
+
+def _either(draw: np.random.Generator, num: int) -> np.ndarray:
+  return _MODES[draw.integers(2, size=num)]
+
+
+@functools.cache
+def _least_squares(seed: int) -> np.ndarray:
+  """What a head answers that has regressed on the same draws."""
+  head, state = nn.Sequential([nn.Dense(64), nn.silu, nn.Dense(2)]), jnp.ones((1, 4))
+
+  def loss(variables, x, rng):
+    return jnp.square(head.apply(variables, state) - x).mean()
+
+  variables = head.init(jax.random.key(seed), state)
+  variables = _descended(seed, _either, variables, loss)
+  return np.asarray(head.apply(variables, state))
 
 
 def _fitted(seed: int, data) -> tuple[FlowHead, Variables]:
   """A head trained on draws of `data` at a constant state."""
-  head, draw = FlowHead(features=2, width=64, blocks=2), np.random.default_rng(seed)
+  head = FlowHead(features=2, width=64, blocks=2)
   state = jnp.ones((_BATCH, 4))
   variables = head.init(
     jax.random.key(seed), jnp.zeros((1, 2)), jnp.zeros(1), state[:1]
   )
+
+  def loss(variables, x, rng):
+    found: Any = head.apply(variables, x, state, rng, 4, method=head.loss)
+    return found.mean()
+
+  return head, _descended(seed, data, variables, loss)
+
+
+def _descended(seed: int, data, variables: Variables, loss) -> Variables:
+  """Variables after `_STEPS` steps of Adam on loss(variables, draws of `data`, rng)."""
+  draw = np.random.default_rng(seed)
   schedule = optax.cosine_decay_schedule(3e-3, _STEPS)
   optimizer = optax.adam(schedule)
   kept = optimizer.init(variables)
 
   @jax.jit
   def step(variables, kept, x, rng):
-    def loss(variables):
-      found: Any = head.apply(variables, x, state, rng, 4, method=head.loss)
-      return found.mean()
-
-    change, kept = optimizer.update(jax.grad(loss)(variables), kept, variables)
+    change, kept = optimizer.update(jax.grad(loss)(variables, x, rng), kept, variables)
     return optax.apply_updates(variables, change), kept
 
   for i in range(_STEPS):
@@ -126,7 +152,7 @@ def _fitted(seed: int, data) -> tuple[FlowHead, Variables]:
     variables, kept = step(
       variables, kept, x, jax.random.fold_in(jax.random.key(seed), i)
     )
-  return head, variables
+  return variables
 
 
 def _drawn(
@@ -139,15 +165,20 @@ def _drawn(
 
 
 def both_modes(seed: int) -> dict[str, float]:
-  """Shares of draws near each mode, and of the mean, which least squares would answer."""
+  """Shares of draws near each mode, and where a head of least squares has come to."""
   made = _drawn(*_two_modes(seed), seed, 50, _DRAWS)
   distances = np.linalg.norm(made[:, None] - _MODES[None], axis=-1)
   near = (distances < 0.1).mean(0)
-  mean = np.linalg.norm(_MODES.mean(0)[None] - _MODES, axis=-1)
+  answer = _least_squares(seed)
   return {
     "near the first mode": float(near[0]),
     "near the second mode": float(near[1]),
-    "of a head of least squares": float((mean < 0.1).mean()),
+    "least squares, distance to the nearer mode": float(
+      np.linalg.norm(answer - _MODES, axis=-1).min()
+    ),
+    "least squares, distance to their mean": float(
+      np.linalg.norm(answer[0] - _MODES.mean(0))
+    ),
   }
 
 
@@ -509,10 +540,12 @@ CLAIMS = (
     measure=both_modes,
     holds=lambda n: (
       all(0.3 <= n[f"near the {mode} mode"] <= 0.7 for mode in ("first", "second"))
-      and n["of a head of least squares"] == 0
+      and n["least squares, distance to their mean"] < 0.1
+      and n["least squares, distance to the nearer mode"] > 0.1
     ),
     setting=f"two frames of two bins, head of 64 features and 2 blocks, {_STEPS} steps of "
-    f"{_BATCH}, {_DRAWS} draws of 50 Euler steps",
+    f"{_BATCH}, {_DRAWS} draws of 50 Euler steps; least squares: a hidden layer of 64 features on the "
+    "same draws",
   ),
   Claim(
     "Ten Euler steps are enough: the energy distance is within 5 % of that at 50",
