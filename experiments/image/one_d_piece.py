@@ -17,6 +17,8 @@ The paper's clusters of pictures by their first token are not drawn here.
 
 The claims are measured on the single stage without a VQGAN and with the fixed layout instead
 of the legacy reshape: at this scale they ask what tail drop does, not what a teacher adds.
+Tail drop costs 1.4, 1.6 and 0.6 dB where all 16 tokens are there, so that the fourth holds for one
+seed of three.
 """
 
 import dataclasses
