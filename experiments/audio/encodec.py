@@ -18,6 +18,8 @@ Lab record
   claims           all hold for three of three seeds. Every codebook refines, by 5.3 dB from 1 to 8
                    after 2,000 steps (after 500 by 1.6, where the bar is 3). Drawn rates trade:
                    always trained with 8 codebooks one is 1.2 dB worse, and 8 are 6.5 dB better
+                   All of these were trained while the commitment of a drawn rate was divided by all
+                   codebooks, not by those in use: low rates were bound less than published
   24khz, 48khz     the published configurations; their training data is not public as a set (DNS
                    challenge, Common Voice, AudioSet, FSD50K, Jamendo): any folder of audio
 

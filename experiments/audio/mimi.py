@@ -6,6 +6,7 @@ Lab record
   nano           synthesised tones at 16 kHz, 2 CPU cores
   speech-nano    one speaker, no teacher, 600 steps, two minutes on a CPU: 4.9 dB SI-SNR at 6.4 kbps,
                  -4.0 dB from one codebook
+                 (trained while the commitment was divided by all codebooks, not by those in use)
   speech-gan-nano   the whole objective with a small critic, on from there for 200 steps: held-out half
                  seconds come back at 8.5 dB
   published      the published configuration as the paper says it: weights of the transformers alone

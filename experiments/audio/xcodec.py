@@ -7,6 +7,8 @@ Lab record
   speech-nano   one speaker, 800 steps, six minutes on a CPU core (checkpoints/xcodec-speech-nano):
                 held-out half seconds come back at 9.0 dB SI-SNR from 6.4 kbps, all codes in use.
                 Its HuBERT is a small one of random weights, which do not learn
+                Trained while the commitment of a drawn rate was divided by all codebooks, not by
+                those in use
   speech-gan-nano   the whole objective with small critics, on from there for 200 steps: 9.3 dB
   librispeech   the published network and objective (config/codec_16k_6kbps_v3_vqdp.yaml at a2e52d3):
                 HuBERT's states are to be decoded again, weight 100, commitment 1, spectra of the
