@@ -10,7 +10,9 @@ Lab record
               Measured: the seven that are packaged; DM-Codec is SpeechTokenizer without teachers
   claims      the arithmetic of rates; quantizers at equal encoder and steps: RVQ is 4.8 dB above
               the single codebook and 4.5 above FSQ; FSQ is above the single one by 0.1 to 0.6 dB in
-              SI-SNR, and behind it by 4 % in mel distance for two of three seeds
+              SI-SNR, and behind it by 4 % in mel distance for two of three seeds.
+              More codebooks: from 2 to 8 of them SI-SNR rises by 2.9 dB and the probe's accuracy by
+              0.4, 0.7 and 2.2 points, the last of which is significant (two of three seeds hold)
 
 Left out of the survey, and of the sheets of its codecs:
   metrics     its neural predictors (UTMOS, PLCMOS, speaker similarity, word error rate) need networks
