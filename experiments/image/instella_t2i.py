@@ -18,6 +18,12 @@ perceptual, adversarial, code and REPA terms without weights): smooth L1 and LPI
 0.1, code 0.01, a constant temperature of 0.1. Left out: REPA, whose teacher's features no image
 source brings; the mixed resolutions of the tokenizer's last stage; the second stage of the
 generators, LAION-COCO 3:1 with synthetic pictures.
+
+Claims 1 to 3 stand against a codebook that is kept alive (62 to 74 % of its 1,024 codes are in
+use). Until its reset went by a tenth of the mean count, the threshold was twice the mean: 22 to 37 %
+were in use, and the first claim held for three of three seeds. Now the first holds for two, the other is
+2 % behind, and the second for two, the other 11 % behind. Binary tokens of 10 bits, trained with no
+loss of entropy, use 6 to 8 % of their combinations, so that the third holds for none.
 """
 
 import dataclasses
