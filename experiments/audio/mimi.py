@@ -1,6 +1,7 @@
 """Mimi (arXiv 2410.00037): Moshi's codec, causal, 12.5 frames a second.
 
   tokzoo train experiments/audio/mimi.py --recipe nano
+  tokzoo reproduce mimi
 
 Lab record
   nano           synthesised tones at 16 kHz, 2 CPU cores
@@ -12,6 +13,8 @@ Lab record
   published      the published configuration as the paper says it: weights of the transformers alone
                  decay, by 0.05, and averages of all weights (0.99) are kept. Its data (7 million
                  hours) is not public
+  claims         both hold for three of three seeds, with weights as they start: no id changes before
+                 the sound does, and pieces of 10 frames give the ids of the whole
 
 Not here is the distillation of WavLM: the paper projects the semantic codebook's output to WavLM's
 1,024 features and takes their plain cosine, where `Distillation` compares the output itself, by
@@ -22,10 +25,17 @@ The schedule's numbers are the paper's; Moshi's repository has no training code 
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
+
+from tokzoo.data import evaluation_batches
+from tokzoo.data.packaged import sound_crops
 from tokzoo.nn.sound_critics import MSSTFT
 from tokzoo.tokenizers.audio.mimi import PRESETS, Config
 from tokzoo.train import Optimizer, Recipe
+from tokzoo.train.claims import Claim
 from tokzoo.train.sound import SoundAdversary, SoundReconstruction
+from tokzoo.train.sound_claims import ids_changed_before, streamed_against_whole
 from tokzoo.train.sound_recipes import at_scale, small, speech, with_critics
 
 SYSTEM = "mimi"
@@ -117,3 +127,54 @@ RECIPES = {
   "speech-gan-nano": speech_gan_nano,
   "published": published,
 }
+
+# ---------------------------------------------------------------- claims
+
+
+def _held_out() -> jax.Array:
+  data = sound_crops("test", SMALL.sample_rate_hz, 0.5)
+  return jnp.asarray(next(evaluation_batches(data, 4))["audio"])
+
+
+def causality(seed: int) -> dict[str, float]:
+  """Ids that change before a change of the sound, of the causal model and of one that looks ahead."""
+  ahead = dataclasses.replace(SMALL.net, is_causal=False)
+  models = {"causal": SMALL, "not causal": dataclasses.replace(SMALL, net=ahead)}
+  return {
+    f"ids that change: {name}": ids_changed_before(model, seed, _held_out())
+    for name, model in models.items()
+  }
+
+
+def streaming(seed: int) -> dict[str, float]:
+  """Pieces of 10 frames, convolutions and attention with carried states, against the whole."""
+  return streamed_against_whole(SMALL, seed, _held_out(), frames=10)
+
+
+_SHEET = "sheet of the audio codecs, section 5; arXiv 2410.00037"
+_SETTING = (
+  "a network of 8 filters with 2 layers of attention on either side, as it starts, hop "
+  f"{SMALL.hop}, codebooks from k-means, 4 half seconds of tones"
+)
+
+CLAIMS = (
+  Claim(
+    "Causal exactly: what comes after a frame does not change its codes, where convolutions that "
+    "look ahead change them",
+    source=_SHEET,
+    measure=causality,
+    holds=lambda n: (
+      n["ids that change: causal"] == 0 and n["ids that change: not causal"] > 0
+    ),
+    setting=f"{_SETTING}, noise on their second half",
+  ),
+  Claim(
+    "Streamed equals whole: the same tokens, and the same wave to 1e-4 of its largest value",
+    source=_SHEET,
+    measure=streaming,
+    holds=lambda n: (
+      n["ids that differ"] == 0 and n["largest error over largest value"] < 1e-4
+    ),
+    setting=f"{_SETTING}, in pieces of 10 frames",
+  ),
+)
