@@ -237,7 +237,7 @@ def bae_1024() -> Recipe:
     task=dataclasses.replace(recipe.task, adversary=Adversary(weight=0.1)),
     optimizers={**recipe.optimizers, "discriminator": discriminator},
     batch_size=512,
-    accumulate=4,
+    accumulate=8,
     steps=100_000,
     init_from="runs/instella-t2i-bae-512",
   )
