@@ -1,5 +1,7 @@
 """Streams of causal codecs: the pieces together are the whole; nothing looks ahead."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,7 @@ from tests.tokenizers.audio.tiny import (
 from tokzoo.errors import TokzooError
 from tokzoo.nn.streaming import Stream
 from tokzoo.tokens import Tokens
+from tokzoo.train.sound_claims import ids_changed_before, streamed_against_whole
 
 CAUSAL = [name for name, config in CONFIGS.items() if config.is_causal]
 PIECES = {"encodec": [7, 1, 2, 1, 9], "mimi": [1, 1, 3, 1, 8, 1]}
@@ -124,3 +127,14 @@ def test_a_streams_state_is_a_pytree_of_one_size():
     shapes.append(jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state))
   assert shapes[0] == shapes[1] == shapes[2]
   assert len(jax.tree.leaves(state)) > 10
+
+
+def test_what_claims_measure_of_a_codec():
+  config = CONFIGS["encodec"]
+  audio = sound(config, 40 * config.hop)
+  ahead = dataclasses.replace(config.net, is_causal=False)
+  assert ids_changed_before(config, 0, audio) == 0
+  assert ids_changed_before(dataclasses.replace(config, net=ahead), 0, audio) > 0
+  found = streamed_against_whole(config, 0, audio, frames=10)
+  assert found["ids that differ"] == 0
+  assert 0 <= found["largest error over largest value"] < 1e-5
