@@ -43,10 +43,9 @@ from tokzoo.metrics import mel_distance, si_snr
 from tokzoo.nn.seanet import SEANet
 from tokzoo.nn.sound_critics import MSSTFT
 from tokzoo.tokenizers.audio.encodec import PRESETS, Config
-from tokzoo.train import Evaluator, MeshShape, Optimizer, Recipe
+from tokzoo.train import Evaluator, MeshShape, Optimizer, Recipe, sound_claims
 from tokzoo.train.claims import Claim, fit
 from tokzoo.train.sound import SoundAdversary, SoundReconstruction
-from tokzoo.train.sound_claims import ids_changed_before, streamed_against_whole
 from tokzoo.train.sound_recipes import PROMPTS, speech
 
 SYSTEM = "encodec"
@@ -300,20 +299,12 @@ def dropout(seed: int) -> dict[str, float]:
 
 def causality(seed: int) -> dict[str, float]:
   """Ids that change before a change of the sound, of the causal model and of one that looks ahead."""
-  ahead = dataclasses.replace(WITH_LSTM.net, is_causal=False)
-  models = {
-    "causal": WITH_LSTM,
-    "not causal": dataclasses.replace(WITH_LSTM, net=ahead),
-  }
-  return {
-    f"ids that change: {name}": ids_changed_before(model, seed, _held_out()[:4])
-    for name, model in models.items()
-  }
+  return sound_claims.causality(WITH_LSTM, seed, _held_out()[:4])
 
 
 def streaming(seed: int) -> dict[str, float]:
   """Pieces of 20 frames with carried states against the whole."""
-  return streamed_against_whole(WITH_LSTM, seed, _held_out()[:4])
+  return sound_claims.streamed_against_whole(WITH_LSTM, seed, _held_out()[:4])
 
 
 _SHEET = "sheet of the audio codecs, section 5; arXiv 2210.13438"
@@ -345,9 +336,7 @@ CLAIMS = (
     "ahead changes them",
     source=_SHEET,
     measure=causality,
-    holds=lambda n: (
-      n["ids that change: causal"] == 0 and n["ids that change: not causal"] > 0
-    ),
+    holds=sound_claims.is_causal,
     setting="networks of 12 filters, hop 8 and an LSTM as they start, codebooks from k-means, noise on "
     "the second half",
   ),
@@ -355,9 +344,7 @@ CLAIMS = (
     "Streamed equals whole: the same tokens, and the same wave to 1e-4 of its largest value",
     source=_SHEET,
     measure=streaming,
-    holds=lambda n: (
-      n["ids that differ"] == 0 and n["largest error over largest value"] < 1e-4
-    ),
+    holds=sound_claims.is_streamed,
     setting="a network of 12 filters, hop 8 and an LSTM as it starts, pieces of 20 frames",
   ),
   Claim(

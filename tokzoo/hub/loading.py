@@ -106,8 +106,9 @@ def _from_entry(entry: Entry) -> Pretrained:
   else:
     assert entry.hub is not None and entry.path is not None
     path = download(entry.hub, entry.path, entry.revision, entry.sha256)
-  where = path, entry.preset, entry.under, entry.averaged
-  return _from_authors(*where, entry.tokenizer, card)
+  return _from_authors(
+    path, entry.preset, entry.under, entry.tokenizer, card, entry.averaged
+  )
 
 
 def _from_run(path: Path, tokenizer: str | Path | None) -> Pretrained:
@@ -172,7 +173,7 @@ def _from_file(
     "code_licence": "see the authors' repository",
     "weights_licence": "see the authors' repository",
   }
-  return _from_authors(path, preset, _entry_of_file(preset), True, tokenizer, card)
+  return _from_authors(path, preset, _entry_of_file(preset), tokenizer, card)
 
 
 def _from_hub(
@@ -214,9 +215,9 @@ def _from_authors(
   path: Path,
   preset: str,
   under: str | None,
-  averaged: bool,
   tokenizer: str | Path | None,
   card: dict[str, Any],
+  averaged: bool = True,
 ) -> Pretrained:
   """A published file, converted at its first use and kept so (`tokzoo.places.cache_dir`)."""
   config, variables = converted(path, preset, under, averaged)

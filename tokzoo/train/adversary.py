@@ -181,7 +181,7 @@ def started(adversary: Adversary, step: Int[Array, ""]) -> Float[Array, ""]:
   return (step >= adversary.start_step).astype(jnp.float32)
 
 
-def kept(
+def after_step(
   adversary: Adversary,
   step: Int[Array, ""],
   new: dict[str, Any],

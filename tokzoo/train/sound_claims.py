@@ -1,6 +1,8 @@
 """What claims of several codecs measure: that they are causal, that streams equal the whole."""
 
+import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -40,6 +42,22 @@ def ids_changed_before(model: Any, seed: int, audio: Float[Array, "B T C"]) -> f
   return float((ids[0] != ids[1]).sum())
 
 
+def causality(model: Any, seed: int, audio: Float[Array, "B T C"]) -> dict[str, float]:
+  """`ids_changed_before` of a causal codec, and of the same one with convolutions that look
+  ahead."""
+  ahead = dataclasses.replace(model.net, is_causal=False)
+  models = {"causal": model, "not causal": dataclasses.replace(model, net=ahead)}
+  return {
+    f"ids that change: {name}": ids_changed_before(each, seed, audio)
+    for name, each in models.items()
+  }
+
+
+def is_causal(n: Mapping[str, float]) -> bool:
+  """Whether the numbers of `causality` say so, of the causal codec alone."""
+  return n["ids that change: causal"] == 0 and n["ids that change: not causal"] > 0
+
+
 def streamed_against_whole(
   model: Any, seed: int, audio: Float[Array, "B T C"], frames: int = 20
 ) -> dict[str, float]:
@@ -64,3 +82,8 @@ def streamed_against_whole(
     "ids that differ": float(differ.sum()),
     "largest error over largest value": float(error / np.abs(made).max()),
   }
+
+
+def is_streamed(n: Mapping[str, float]) -> bool:
+  """Whether the numbers of `streamed_against_whole` are the same ids, and the wave to 1e-4."""
+  return n["ids that differ"] == 0 and n["largest error over largest value"] < 1e-4

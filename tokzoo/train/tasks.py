@@ -116,7 +116,7 @@ class Reconstruction:
       metrics["adaptive_weight"] = self._adaptive_weight(variables, image, rng)
       weight = weight * metrics["adaptive_weight"]
     if found.state:
-      updates["discriminator"] = adversaries.kept(
+      updates["discriminator"] = adversaries.after_step(
         self.adversary, step, found.state, state
       )
     return Losses(

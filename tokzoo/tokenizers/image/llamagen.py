@@ -110,13 +110,15 @@ class LlamaGenVQ(nn.Module):
     c = self.config
     self.encoder = Encoder(c.shape)
     self.quant_conv = nn.Conv(c.code_dim, (1, 1))
-    by_scale = nn.initializers.normal(c.codes_scale or 1.0)
+    codes_init = _first_codes
+    if c.codes_scale is not None:
+      codes_init = nn.initializers.normal(c.codes_scale)
     self.quantizer = VectorQuantizer(
       c.num_codes,
       c.code_dim,
       metric="cosine" if c.is_unit_norm else "euclidean",
       update=None,
-      codes_init=_first_codes if c.codes_scale is None else by_scale,
+      codes_init=codes_init,
     )
     self.post_quant_conv = nn.Conv(c.latent_dim, (1, 1))
     self.decoder = Decoder(c.shape)
